@@ -1,0 +1,1 @@
+"""NeuralSanitizer finds, shows, removes and disproves backdoors in neural networks."""

@@ -1,0 +1,1 @@
+"""detectors/neural_sanitizer."""

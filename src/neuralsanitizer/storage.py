@@ -1,0 +1,238 @@
+"""Run folders: what a scan, a repair and a verification leave on disk, written so that no crash can spoil it.
+
+Layout::
+
+    RUN/
+      run.json              the Run record
+      arrays.npz            mask_<label>, pattern_<label>, heat_<label>; examples (uint8), example_labels
+      triggers/             the same triggers as pictures: label-<n>-{mask,pattern,stamped}.png
+      state/                what an interrupted scan needs to go on: its key, references, finished labels
+      repair.json           the Repair record, if the model was repaired
+      repair.npz            every trigger that the repair removed: mask_<i>, pattern_<i>, label_<i>
+      verification.json     the Verification record, if the repair was verified
+
+Every file is written under a temporary name, flushed, and moved into place: a reader sees the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from neuralsanitizer.errors import OutputError, RunError
+from neuralsanitizer.records import Array, Repair, Run, Trigger, Verification, from_json, to_json
+
+__all__ = ["RunFolder", "SavedRun", "to_picture", "write_atomically", "write_json"]
+
+T = TypeVar("T")
+Picture = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedRun:
+    """A run folder, read.
+
+    Attributes:
+        run: The scan.
+        triggers: Reconstructed triggers by label; infected labels always have one.
+        examples: uint8 (images, channels, height, width): a few clean images, for pictures.
+        example_labels: int64 (images,): their labels.
+        repair: The repair, if there was one.
+        repair_triggers: What it removed, in the order of ``repair.triggers``.
+        verification: The verification of the repaired model, if there was one.
+    """
+
+    run: Run
+    triggers: Mapping[int, Trigger]
+    examples: Picture
+    example_labels: npt.NDArray[np.int64]
+    repair: Repair | None = None
+    repair_triggers: Sequence[Trigger] = field(default_factory=tuple)
+    verification: Verification | None = None
+
+
+class RunFolder:
+    """A run folder on disk.
+
+    Args:
+        path: The folder. It need not exist yet.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def state(self) -> Path:
+        """Where an interrupted scan keeps what it finished."""
+        return self.path / "state"
+
+    def exists(self) -> bool:
+        """Whether the folder holds a finished scan."""
+        return (self.path / "run.json").is_file()
+
+    def write_run(
+        self, run: Run, triggers: Mapping[int, Trigger], examples: Array, example_labels: Sequence[int]
+    ) -> None:
+        """Write a finished scan.
+
+        Args:
+            run: The scan.
+            triggers: Reconstructed triggers by label.
+            examples: float32 (images, channels, height, width) in [0, 1].
+            example_labels: Their labels.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "examples": to_picture(examples),
+            "example_labels": np.asarray(example_labels, dtype=np.int64),
+        }
+        for label, trigger in triggers.items():
+            arrays |= _trigger_arrays(trigger, label)
+            for name, picture in _pictures(trigger, examples).items():
+                write_atomically(self.path / "triggers" / f"label-{label}-{name}.png", _png(picture))
+        self._write_npz("arrays.npz", arrays)
+        write_json(self.path / "run.json", to_json(run))  # last: its presence says that the scan is finished
+
+    def write_repair(self, repair: Repair, triggers: Sequence[Trigger]) -> None:
+        """Write what a repair did, and the triggers it removed, beside the scan."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for i, trigger in enumerate(triggers):
+            arrays |= _trigger_arrays(trigger, i)
+            arrays[f"label_{i}"] = np.asarray(trigger.label)
+        self._write_npz("repair.npz", arrays)
+        write_json(self.path / "repair.json", to_json(repair))
+
+    def write_verification(self, verification: Verification) -> None:
+        """Write the proof beside the scan."""
+        write_json(self.path / "verification.json", to_json(verification))
+
+    def read(self) -> SavedRun:
+        """Read the folder.
+
+        Raises:
+            RunError: It is no run folder, a file in it is damaged, or it was written by an incompatible version.
+        """
+        if not self.exists():
+            raise RunError(f"{self.path} is not the folder of a finished scan: it has no run.json")
+        arrays = self._read_npz("arrays.npz")
+        try:
+            return SavedRun(
+                run=self._read("run.json", Run),
+                triggers={t.label: t for t in _triggers_of(arrays)},
+                examples=arrays["examples"].astype(np.uint8),
+                example_labels=arrays["example_labels"].astype(np.int64),
+                repair=self._read_optional("repair.json", Repair),
+                repair_triggers=self._read_repair_triggers(),
+                verification=self._read_optional("verification.json", Verification),
+            )
+        except (KeyError, ValueError) as error:
+            raise RunError(f"{self.path} is damaged ({error}): scan the model again") from error
+
+    def _read(self, name: str, cls: type[T]) -> T:
+        path = self.path / name
+        try:
+            return from_json(cls, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RunError(f"{path} cannot be read ({error})") from error
+        except RunError as error:
+            raise RunError(f"{path}: {error}") from error
+
+    def _read_optional(self, name: str, cls: type[T]) -> T | None:
+        return self._read(name, cls) if (self.path / name).is_file() else None
+
+    def _read_repair_triggers(self) -> tuple[Trigger, ...]:
+        if not (self.path / "repair.npz").is_file():
+            return ()
+        arrays = self._read_npz("repair.npz")
+        return tuple(Trigger(int(arrays[f"label_{t.label}"]), t.mask, t.pattern, t.heat) for t in _triggers_of(arrays))
+
+    def _read_npz(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        path = self.path / name
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except (OSError, ValueError, BadZipFile, EOFError) as error:
+            raise RunError(f"{path} cannot be read ({error}): scan the model again") from error
+
+    def _write_npz(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        buffer = BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+        write_atomically(self.path / name, buffer.getvalue())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves the old content or the new, never a part.
+
+    Raises:
+        OutputError: The folder cannot be made, the disk is full, or there is no permission.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary:
+            with suppress(OSError):
+                Path(temporary).unlink()
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file atomically. NaN and infinities are refused: they are no JSON."""
+    text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode("utf-8"))
+
+
+def to_picture(values: Array) -> Picture:
+    """Pixel values in [0, 1] as uint8, rounded."""
+    picture: Picture = np.clip(np.rint(np.asarray(values) * 255), 0, 255).astype(np.uint8)
+    return picture
+
+
+def _trigger_arrays(trigger: Trigger, key: int) -> dict[str, npt.NDArray[Any]]:
+    arrays = {f"mask_{key}": trigger.mask, f"pattern_{key}": trigger.pattern}
+    return arrays if trigger.heat is None else {**arrays, f"heat_{key}": trigger.heat}
+
+
+def _triggers_of(arrays: Mapping[str, npt.NDArray[Any]]) -> list[Trigger]:
+    keys = sorted(int(name.removeprefix("mask_")) for name in arrays if name.startswith("mask_"))
+    return [Trigger(k, arrays[f"mask_{k}"], arrays[f"pattern_{k}"], arrays.get(f"heat_{k}")) for k in keys]
+
+
+def _pictures(trigger: Trigger, examples: Array) -> dict[str, Picture]:
+    pictures = {"mask": to_picture(trigger.mask[None]), "pattern": to_picture(trigger.pattern)}
+    if len(examples):
+        pictures["stamped"] = to_picture(examples[0] * (1 - trigger.mask) + trigger.pattern * trigger.mask)
+    return pictures
+
+
+def _png(picture: Picture) -> bytes:
+    """PNG of a (channels, height, width) picture; anything but one or three channels is shown as its mean."""
+    if picture.shape[0] not in {1, 3}:
+        picture = np.rint(picture.mean(axis=0, keepdims=True)).astype(np.uint8)
+    image = Image.fromarray(picture[0] if picture.shape[0] == 1 else picture.transpose(1, 2, 0))
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
