@@ -156,7 +156,7 @@ class SuspectModel:
         if not isinstance(outputs, Tensor) or outputs.shape != (len(images), self.labels):
             came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ModelError(
-                f"the model should give one row of {self.labels} values an image, shape ({len(images)}, {self.labels}); "
+                f"the model should give {self.labels} values an image, shape ({len(images)}, {self.labels}); "
                 f"it gave {came}. Is the number of labels right (--labels)?"
             )
         outputs = outputs.float()
