@@ -34,7 +34,7 @@ from PIL import Image
 from neuralsanitizer.errors import OutputError, RunError
 from neuralsanitizer.records import Array, Repair, Run, Trigger, Verification, from_json, to_json
 
-__all__ = ["RunFolder", "SavedRun", "to_picture", "write_atomically", "write_json"]
+__all__ = ["RunFolder", "SavedRun", "read_arrays", "to_picture", "write_arrays", "write_atomically", "write_json"]
 
 T = TypeVar("T")
 Picture = npt.NDArray[np.uint8]
@@ -85,6 +85,38 @@ class RunFolder:
         """Whether the folder holds a finished scan."""
         return (self.path / "run.json").is_file()
 
+    def claim(self, key: str, *, resume: bool) -> Path:
+        """Take the folder for a scan, or go on with the one that was interrupted there.
+
+        Args:
+            key: Hash of everything that the scan depends on.
+            resume: Whether to go on.
+
+        Returns:
+            The folder of the state.
+
+        Raises:
+            OutputError: There is something already, and ``resume`` was not asked for.
+            RunError: What is there is of another model, data set or configuration.
+        """
+        lock = self.state / "key"
+        if not resume:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise OutputError(
+                    f"{self.path} exists and is not empty: choose another folder, or go on with --resume if a scan of "
+                    "the same model was interrupted there"
+                )
+            write_atomically(lock, key.encode())
+            return self.state
+        if not lock.is_file():
+            raise RunError(f"{self.path} holds no interrupted scan to resume")
+        if lock.read_text(encoding="utf-8") != key:
+            raise RunError(
+                f"{self.path} holds a scan of another model, data set, configuration or version: it cannot go on with "
+                "these; choose another output folder"
+            )
+        return self.state
+
     def write_run(
         self, run: Run, triggers: Mapping[int, Trigger], examples: Array, example_labels: Sequence[int]
     ) -> None:
@@ -107,7 +139,7 @@ class RunFolder:
             arrays |= _trigger_arrays(trigger, label)
             for name, picture in _pictures(trigger, examples).items():
                 write_atomically(self.path / "triggers" / f"label-{label}-{name}.png", _png(picture))
-        self._write_npz("arrays.npz", arrays)
+        write_arrays(self.path / "arrays.npz", arrays)
         write_json(self.path / "run.json", to_json(run))  # last: its presence says that the scan is finished
 
     def write_repair(self, repair: Repair, triggers: Sequence[Trigger]) -> None:
@@ -116,7 +148,7 @@ class RunFolder:
         for i, trigger in enumerate(triggers):
             arrays |= _trigger_arrays(trigger, i)
             arrays[f"label_{i}"] = np.asarray(trigger.label)
-        self._write_npz("repair.npz", arrays)
+        write_arrays(self.path / "repair.npz", arrays)
         write_json(self.path / "repair.json", to_json(repair))
 
     def write_verification(self, verification: Verification) -> None:
@@ -131,7 +163,7 @@ class RunFolder:
         """
         if not self.exists():
             raise RunError(f"{self.path} is not the folder of a finished scan: it has no run.json")
-        arrays = self._read_npz("arrays.npz")
+        arrays = read_arrays(self.path / "arrays.npz")
         try:
             return SavedRun(
                 run=self._read("run.json", Run),
@@ -160,21 +192,8 @@ class RunFolder:
     def _read_repair_triggers(self) -> tuple[Trigger, ...]:
         if not (self.path / "repair.npz").is_file():
             return ()
-        arrays = self._read_npz("repair.npz")
+        arrays = read_arrays(self.path / "repair.npz")
         return tuple(Trigger(int(arrays[f"label_{t.label}"]), t.mask, t.pattern, t.heat) for t in _triggers_of(arrays))
-
-    def _read_npz(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        path = self.path / name
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        except (OSError, ValueError, BadZipFile, EOFError) as error:
-            raise RunError(f"{path} cannot be read ({error}): scan the model again") from error
-
-    def _write_npz(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        buffer = BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
-        write_atomically(self.path / name, buffer.getvalue())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -197,6 +216,26 @@ def write_atomically(path: Path, content: bytes) -> None:
             with suppress(OSError):
                 Path(temporary).unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read a ``.npz`` file of plain arrays.
+
+    Raises:
+        RunError: It is damaged, or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, BadZipFile, EOFError) as error:
+        raise RunError(f"{path} cannot be read ({error}): scan the model again") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write a compressed ``.npz`` file atomically."""
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+    write_atomically(path, buffer.getvalue())
 
 
 def write_json(path: Path, data: Any) -> None:

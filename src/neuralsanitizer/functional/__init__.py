@@ -1,1 +1,20 @@
-"""functional."""
+"""Pure functions on tensors: no state, no randomness that is not passed in."""
+
+from neuralsanitizer.functional.losses import pile_up, total_variation
+from neuralsanitizer.functional.metrics import attack_success
+from neuralsanitizer.functional.outliers import anomaly_indices, calibrated_threshold
+from neuralsanitizer.functional.reinitialise import reinitialise_all, reinitialise_uniform
+from neuralsanitizer.functional.stamping import mask_from_raw, raw_from_mask, stamp
+
+__all__ = [
+    "anomaly_indices",
+    "attack_success",
+    "calibrated_threshold",
+    "mask_from_raw",
+    "pile_up",
+    "raw_from_mask",
+    "reinitialise_all",
+    "reinitialise_uniform",
+    "stamp",
+    "total_variation",
+]

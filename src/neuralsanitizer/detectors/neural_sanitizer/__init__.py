@@ -1,1 +1,5 @@
-"""detectors/neural_sanitizer."""
+"""NeuralSanitizer, the method: tune, reconstruct, preserve, transfer, verdict."""
+
+from neuralsanitizer.detectors.neural_sanitizer.detector import NeuralSanitizer
+
+__all__ = ["NeuralSanitizer"]

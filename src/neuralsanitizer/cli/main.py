@@ -1,0 +1,50 @@
+"""The program: one file a verb, thin calls into the library."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from neuralsanitizer.cli import attack
+from neuralsanitizer.cli.demo import demo_command
+from neuralsanitizer.cli.repair import repair_command, verify_command
+from neuralsanitizer.cli.report import report_command
+from neuralsanitizer.cli.scan import scan_command
+from neuralsanitizer.provenance import tool_version
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="neuralsanitizer",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Find out whether a neural network hides a backdoor, see the trigger, remove it, and prove that it is gone.",
+)
+app.command("scan")(scan_command)
+app.command("repair")(repair_command)
+app.command("verify")(verify_command)
+app.command("report")(report_command)
+app.add_typer(attack.app, name="attack")
+app.command("demo")(demo_command)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's signature
+    if wanted:
+        typer.echo(f"neuralsanitizer {tool_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+def main() -> None:
+    """Entry point of the ``neuralsanitizer`` program."""
+    app()

@@ -1,0 +1,135 @@
+"""Options that several verbs share, and how their texts become values."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuralsanitizer.data import CleanSet, load_clean_set
+from neuralsanitizer.errors import UsageError
+from neuralsanitizer.models import SuspectModel, architectures, load_model
+from neuralsanitizer.models.loading import parse_device
+
+__all__ = ["FailOn", "Format", "clean_set_for", "numbers", "open_model"]
+
+
+class Format(StrEnum):
+    """How results are printed on stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class FailOn(StrEnum):
+    """From which finding on the exit code is 1."""
+
+    INFECTED = "infected"
+    INCONCLUSIVE = "inconclusive"
+
+
+ModelArgument = Annotated[Path, typer.Argument(help="Weights: safetensors, or a PyTorch state_dict.", metavar="MODEL")]
+ArchOption = Annotated[str | None, typer.Option("--arch", help=f"Architecture: {', '.join(architectures.names())}.")]
+ModelDefOption = Annotated[
+    str | None,
+    typer.Option("--model-def", help="package.module:function that makes your own network. Runs your code."),
+]
+LabelsOption = Annotated[
+    int | None, typer.Option("--labels", min=2, help="Number of labels (default: from the weights).")
+]
+DataOption = Annotated[
+    str,
+    typer.Option("--data", help="Clean set: npz, image folder, IDX files, or mnist5k (bundled digits)."),
+]
+ShapeOption = Annotated[
+    str | None, typer.Option("--input-shape", help="CHANNELS,HEIGHT,WIDTH; needed with --model-def.")
+]
+MeanOption = Annotated[str | None, typer.Option("--mean", help="One value a channel, in the units of --range.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="Likewise.")]
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--range", help="Pixel values that black and white stand for, e.g. 0 1 or 0 255.", metavar="LOW HIGH"),
+]
+NamesOption = Annotated[
+    Path | None, typer.Option("--label-names", help="Text file with one label name a line, in label order.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine, same verdict.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Use at most so many clean images, evenly over the labels.")
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Numbers separated by commas or spaces.
+
+    Raises:
+        UsageError: One of them is no number.
+
+    >>> numbers("0.5, 0.25", "--mean")
+    (0.5, 0.25)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in re.split(r"[,\s]+", text.strip()))
+    except ValueError as error:
+        raise UsageError(f"{option} takes numbers separated by commas, got {text!r}") from error
+
+
+def open_model(
+    path: Path,
+    *,
+    arch: str | None,
+    model_def: str | None,
+    labels: int | None,
+    input_shape: str | None,
+    mean: str | None,
+    std: str | None,
+    pixel_range: tuple[float, float] | None,
+    label_names: Path | None,
+    device: str,
+) -> SuspectModel:
+    """Load a model as the shared options say."""
+    shape = numbers(input_shape, "--input-shape")
+    if shape is not None and (len(shape) != 3 or any(s < 1 or s != int(s) for s in shape)):
+        raise UsageError(f"--input-shape takes CHANNELS,HEIGHT,WIDTH, got {input_shape!r}")
+    return load_model(
+        path,
+        arch=arch,
+        model_def=model_def,
+        labels=labels,
+        input_shape=(int(shape[0]), int(shape[1]), int(shape[2])) if shape is not None else None,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        pixel_range=pixel_range,
+        label_names=_read_names(label_names),
+        device=str(parse_device(device)),
+    )
+
+
+def clean_set_for(
+    model: SuspectModel, source: str, *, pixel_range: tuple[float, float] | None, limit: int | None, seed: int
+) -> CleanSet:
+    """Load the clean set in the shape and with the labels of a model."""
+    return load_clean_set(
+        source,
+        shape=model.input_shape,
+        pixel_range=pixel_range,
+        label_names=model.label_names,
+        limit=limit,
+        seed=seed,
+    )
+
+
+def _read_names(path: Path | None) -> tuple[str, ...] | None:
+    if path is None:
+        return None
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--label-names {path} cannot be read: {error}") from error

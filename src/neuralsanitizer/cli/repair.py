@@ -1,0 +1,122 @@
+"""``neuralsanitizer repair`` and ``neuralsanitizer verify``: both start from the run of a scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuralsanitizer import report
+from neuralsanitizer.cli import options as o
+from neuralsanitizer.cli.console import exit_code_of, guarded, print_json, progress_bar, stderr, stdout
+from neuralsanitizer.cli.scan import write_page
+from neuralsanitizer.errors import OutputError, UsageError
+from neuralsanitizer.models import SuspectModel, load_model
+from neuralsanitizer.models.loading import parse_device
+from neuralsanitizer.pipeline import repair, verify
+from neuralsanitizer.records import Finding
+from neuralsanitizer.storage import RunFolder, SavedRun
+
+__all__ = ["repair_command", "verify_command"]
+
+RunOption = Annotated[Path, typer.Option("--run", help="Run folder of the model's scan.", file_okay=False)]
+
+
+@guarded
+def repair_command(
+    model: o.ModelArgument,
+    run: RunOption,
+    data: o.DataOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the repaired weights (safetensors).")],
+    arch: o.ArchOption = None,
+    model_def: o.ModelDefOption = None,
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
+    limit: o.LimitOption = None,
+    format_: o.FormatOption = o.Format.TABLE,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --output.")] = False,
+) -> None:
+    """Remove the backdoors that a scan found. The original file stays as it is.
+
+    Architecture and preprocessing are those of the run. Exit codes: 0 repaired, 1 a backdoor is still found, 2 nothing
+    to repair or usage, 3 input unreadable, 5 internal error.
+    """
+    if output.exists() and not force:
+        raise OutputError(f"{output} exists: choose another file, or overwrite it with --force")
+    saved = RunFolder(run).read()
+    suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
+    clean = o.clean_set_for(suspect, data, pixel_range=_data_range(saved), limit=limit, seed=seed)
+    with progress_bar() as progress:
+        result = repair(suspect, run, clean, output=output, seed=seed, progress=progress)
+    page = write_page(RunFolder(run).read(), run / "report.html")
+    if format_ is o.Format.JSON:
+        print_json({**report.repair_json(result.repair), "output": str(output), "report": str(page)})
+    else:
+        report.print_repair(result.repair, stdout())
+    stderr().print(
+        f"repaired weights: {output}\nreport:           {page}", markup=False, highlight=False, soft_wrap=True
+    )
+    raise typer.Exit(0 if result.repair.complete else 1)
+
+
+@guarded
+def verify_command(
+    model: o.ModelArgument,
+    repaired: Annotated[Path, typer.Argument(help="The repaired weights.", metavar="REPAIRED")],
+    run: RunOption,
+    data: o.DataOption,
+    arch: o.ArchOption = None,
+    model_def: o.ModelDefOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the fresh scan (default: a new one).")] = None,
+    device: o.DeviceOption = "auto",
+    limit: o.LimitOption = None,
+    format_: o.FormatOption = o.Format.TABLE,
+) -> None:
+    """Prove that a repaired model lost its backdoors: accuracy, every reversed trigger, and a fresh scan.
+
+    Exit codes: 0 proven, 1 a backdoor is still there, 4 inconclusive, otherwise as for scan.
+    """
+    saved = RunFolder(run).read()
+    before = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
+    after = model_of_run(repaired, saved, arch=arch, model_def=model_def, device=device)
+    clean = o.clean_set_for(before, data, pixel_range=_data_range(saved), limit=limit, seed=saved.run.seed)
+    with progress_bar() as progress:
+        verification = verify(before, after, run, clean, seed=seed, progress=progress)
+    page = write_page(RunFolder(run).read(), run / "report.html")
+    if format_ is o.Format.JSON:
+        print_json({**report.verification_json(verification), "report": str(page)})
+    else:
+        report.print_verification(verification, stdout())
+    stderr().print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(exit_code_of(verification.finding, fail_on=Finding.INFECTED, exit_zero=False))
+
+
+def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: str | None, device: str) -> SuspectModel:
+    """Load weights with the architecture and preprocessing that a run recorded.
+
+    Raises:
+        UsageError: The run's model was of the user's own class, and ``--model-def`` is not given again. A run folder may
+            come from anywhere: it must not decide which code is imported.
+    """
+    record = saved.run.model
+    if arch is None and model_def is None and ":" in record.architecture:
+        raise UsageError(f"the scan used --model-def {record.architecture}: give it again")
+    low, high = record.pixel_range
+    return load_model(
+        path,
+        arch=None if model_def else arch or record.architecture,
+        model_def=model_def,
+        labels=record.labels,
+        input_shape=record.input_shape,  # type: ignore[arg-type]  # three values: checked when the run was made
+        mean=[low + m * (high - low) for m in record.mean],
+        std=[s * (high - low) for s in record.std],
+        pixel_range=record.pixel_range,
+        label_names=record.label_names,
+        device=str(parse_device(device)),
+    )
+
+
+def _data_range(saved: SavedRun) -> tuple[float, float] | None:
+    """The pixel range to read float data in: the run's own, unless it is the one that 8-bit images have anyway."""
+    return None if saved.run.model.pixel_range == (0.0, 255.0) else saved.run.model.pixel_range

@@ -1,0 +1,98 @@
+"""``neuralsanitizer scan``."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuralsanitizer import report
+from neuralsanitizer.cli import options as o
+from neuralsanitizer.cli.console import exit_code_of, guarded, print_json, progress_bar, stderr, stdout
+from neuralsanitizer.pipeline import scan
+from neuralsanitizer.records import Finding
+from neuralsanitizer.storage import SavedRun, write_atomically
+
+__all__ = ["scan_command", "write_page"]
+
+
+@guarded
+def scan_command(
+    model: o.ModelArgument,
+    data: o.DataOption,
+    arch: o.ArchOption = None,
+    model_def: o.ModelDefOption = None,
+    labels: o.LabelsOption = None,
+    input_shape: o.ShapeOption = None,
+    mean: o.MeanOption = None,
+    std: o.StdOption = None,
+    pixel_range: o.RangeOption = None,
+    label_names: o.NamesOption = None,
+    method: Annotated[str, typer.Option("--method", help="neural-sanitizer or neural-cleanse.")] = "neural-sanitizer",
+    preset: Annotated[str, typer.Option("--preset", help="default, or paper: as published.")] = "default",
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
+    limit: o.LimitOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/MODEL-TIME).", file_okay=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted scan of --output.")] = False,
+    format_: o.FormatOption = o.Format.TABLE,
+    fail_on: Annotated[
+        o.FailOn, typer.Option("--fail-on", help="Exit with 1 from this finding on.")
+    ] = o.FailOn.INFECTED,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 instead of 1.")] = False,
+) -> None:
+    """Examine a model for backdoors, label by label.
+
+    Exit codes: 0 nothing found, 1 infected, 2 usage, 3 input unreadable or refused, 4 inconclusive, 5 internal error.
+    """
+    suspect = o.open_model(
+        model,
+        arch=arch,
+        model_def=model_def,
+        labels=labels,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        pixel_range=pixel_range,
+        label_names=label_names,
+        device=device,
+    )
+    for note in suspect.notes:
+        stderr().print(f"note: {note}", markup=False, highlight=False)
+    clean = o.clean_set_for(suspect, data, pixel_range=pixel_range, limit=limit, seed=seed)
+    for note in clean.notes:
+        stderr().print(f"note: {note}", markup=False, highlight=False)
+    folder = output or _default_folder(model)
+    with progress_bar() as progress:
+        saved = scan(
+            suspect,
+            clean,
+            method=method,
+            preset=preset,
+            seed=seed,
+            output=folder,
+            resume=resume,
+            progress=progress,
+        )
+    page = write_page(saved, folder / "report.html")
+    if format_ is o.Format.JSON:
+        print_json({**report.run_json(saved), "run_folder": str(folder), "report": str(page)})
+    else:
+        report.print_run(saved, stdout())
+    stderr().print(f"run folder: {folder}\nreport:     {page}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(exit_code_of(saved.run.verdict.finding, fail_on=Finding(fail_on.value), exit_zero=exit_zero))
+
+
+def write_page(saved: SavedRun, path: Path) -> Path:
+    """Write the HTML report of a run."""
+    write_atomically(path, report.render_html(saved).encode("utf-8"))
+    return path
+
+
+def _default_folder(model: Path) -> Path:
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{model.stem}-{stamp}"

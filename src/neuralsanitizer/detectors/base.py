@@ -1,0 +1,293 @@
+"""What a detector is: the base class owns checks, loop, seeds and clock; a method writes only its steps."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from neuralsanitizer.config import SelfCheckConfig
+from neuralsanitizer.data.clean_set import CleanSet
+from neuralsanitizer.data.sampling import derive_seed
+from neuralsanitizer.errors import DataError, UsageError
+from neuralsanitizer.execution.progress import NoProgress, Progress
+from neuralsanitizer.execution.store import MemoryStore, Part, Store
+from neuralsanitizer.models.handle import SuspectModel
+from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, SelfCheck, Trigger, Verdict
+
+__all__ = ["Context", "Detector", "Evidence", "Scan"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a method measured of one label, before anything is decided.
+
+    Attributes:
+        trigger: The potential trigger.
+        attack_success: On held-out images, [0, 1].
+        transfer: Attack success on each test reference.
+        metrics: Further numbers, by name.
+    """
+
+    trigger: Trigger
+    attack_success: float
+    transfer: tuple[float, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def to_part(self) -> Part:
+        """As arrays and JSON, to be kept."""
+        arrays = {"mask": self.trigger.mask, "pattern": self.trigger.pattern}
+        if self.trigger.heat is not None:
+            arrays["heat"] = self.trigger.heat
+        facts = {
+            "label": self.trigger.label,
+            "attack_success": self.attack_success,
+            "transfer": list(self.transfer),
+            "metrics": self.metrics,
+        }
+        return Part(arrays, facts)
+
+    @classmethod
+    def from_part(cls, part: Part) -> Evidence:
+        """What :meth:`to_part` kept."""
+        facts = part.meta
+        trigger = Trigger(facts["label"], part.arrays["mask"], part.arrays["pattern"], part.arrays.get("heat"))
+        return cls(trigger, facts["attack_success"], tuple(facts["transfer"]), facts["metrics"])
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What every step of a scan may use.
+
+    Attributes:
+        suspect: The model under examination.
+        clean: The part of the clean set that references train on and triggers are fitted to.
+        held_out: The rest: everything that is reported is measured on it.
+        seed: The scan's seed.
+        progress: Where to say how far it is.
+        store: Where finished parts are kept.
+        clock: Seconds by stage.
+    """
+
+    suspect: SuspectModel
+    clean: CleanSet
+    held_out: CleanSet
+    seed: int
+    progress: Progress
+    store: Store
+    clock: dict[str, float]
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time within to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.clock[stage] = self.clock.get(stage, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """Everything that a scan found.
+
+    Attributes:
+        verdict: The outcome.
+        triggers: Potential triggers by label.
+        references: The references, used or not.
+        self_check: Accuracy on the clean set.
+        timings: Seconds by stage.
+    """
+
+    verdict: Verdict
+    triggers: Mapping[int, Trigger]
+    references: tuple[ReferenceRecord, ...]
+    self_check: SelfCheck
+    timings: Mapping[str, float]
+
+
+class Detector(ABC):
+    """Base of all detectors. Subclasses write :meth:`prepare`, :meth:`examine` and :meth:`judge`."""
+
+    name: ClassVar[str]
+    """As on the command line."""
+
+    @property
+    @abstractmethod
+    def preset(self) -> str:
+        """Name of the settings."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All settings, for the record."""
+
+    @property
+    @abstractmethod
+    def self_check_config(self) -> SelfCheckConfig:
+        """When to refuse to judge."""
+
+    @abstractmethod
+    def prepare(self, context: Context) -> tuple[Any, tuple[ReferenceRecord, ...]]:
+        """Make what all labels need (references), and say what was made."""
+
+    @abstractmethod
+    def examine(self, context: Context, prepared: Any, labels: Sequence[int]) -> list[Evidence]:  # noqa: ANN401
+        """Measure some labels. What comes out for a label must not depend on which others are examined with it."""
+
+    @abstractmethod
+    def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
+        """Decide, from the evidence on all labels."""
+
+    @abstractmethod
+    def shard_size(self) -> int:
+        """How many labels are examined at once."""
+
+    def scan(
+        self,
+        suspect: SuspectModel,
+        clean: CleanSet,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        store: Store | None = None,
+    ) -> Scan:
+        """Examine a model.
+
+        Args:
+            suspect: The model.
+            clean: Clean images with labels.
+            seed: All randomness derives from it: same seed, same machine, same verdict.
+            labels: Examine only these; all by default.
+            progress: Where to say how far it is.
+            store: Where finished labels are kept, and found again.
+
+        Raises:
+            DataError: The clean set has another shape than the model's input, or labels that the model does not have.
+            ModelError: The model gives no finite row of logits an image.
+            UsageError: ``labels`` names one that the model does not have.
+        """
+        started = time.perf_counter()
+        wanted = _validate(suspect, clean, labels)
+        suspect.recognise_output(clean.images[:8])
+        check = self_check(suspect, clean, self.self_check_config)
+        clock: dict[str, float] = {}
+        if not check.passed:
+            clock["total"] = time.perf_counter() - started
+            return Scan(_inconclusive(check.note), {}, (), check, clock)
+        held_out, work = clean.split([self.self_check_config.held_out_share], derive_seed(seed, "held-out"))
+        progress = progress or NoProgress()
+        context = Context(suspect, work, held_out, seed, progress, store or MemoryStore(), clock)
+        prepared, references = self.prepare(context)
+        evidence = self._examine_all(context, prepared, wanted)
+        verdict = self._with_thin_evidence(self.judge(suspect, evidence), clean)
+        clock["total"] = time.perf_counter() - started
+        return Scan(verdict, {e.trigger.label: e.trigger for e in evidence}, references, check, clock)
+
+    def _examine_all(self, context: Context, prepared: Any, labels: Sequence[int]) -> list[Evidence]:  # noqa: ANN401
+        found: dict[int, Evidence] = {}
+        for label in labels:
+            part = context.store.get(f"label-{label}")
+            if part is not None:
+                found[label] = Evidence.from_part(part)
+        missing = [label for label in labels if label not in found]
+        if missing and found:
+            context.progress.note(f"{len(found)} of {len(labels)} labels were examined before the interruption")
+        size = self.shard_size()
+        for shard in (missing[i : i + size] for i in range(0, len(missing), size)):
+            for evidence in self.examine(context, prepared, shard):
+                found[evidence.trigger.label] = evidence
+                context.store.put(f"label-{evidence.trigger.label}", evidence.to_part())
+        return [found[label] for label in labels]
+
+    def _with_thin_evidence(self, verdict: Verdict, clean: CleanSet) -> Verdict:
+        """Labels with too few clean images are inconclusive: their references have hardly seen them."""
+        least = self.self_check_config.least_images_per_label
+        counts = torch.bincount(clean.labels, minlength=max((f.label for f in verdict.labels), default=0) + 1)
+        thin = [f.label for f in verdict.labels if counts[f.label] < least and f.finding is not Finding.CLEAN]
+        if not thin:
+            return verdict
+        findings = tuple(_thin(f, int(counts[f.label]), least) if f.label in thin else f for f in verdict.labels)
+        return model_verdict(findings, verdict.assumptions, self.name)
+
+
+def model_verdict(findings: Sequence[LabelFinding], assumptions: Sequence[str], method: str) -> Verdict:
+    """The verdict on a model that follows from its labels."""
+    infected = [f for f in findings if f.finding is Finding.INFECTED]
+    open_ones = [f for f in findings if f.finding is Finding.INCONCLUSIVE]
+    if infected:
+        named = ", ".join(f.name for f in infected[:5]) + (" and others" if len(infected) > 5 else "")
+        kind = "label" if len(infected) == 1 else "labels"
+        finding, reason = Finding.INFECTED, f"{len(infected)} infected {kind}: {named}"
+    elif open_ones:
+        finding = Finding.INCONCLUSIVE
+        reason = f"no backdoor proven, but {len(open_ones)} of {len(findings)} labels could not be judged"
+    else:
+        finding = Finding.CLEAN
+        reason = f"no backdoor found by {method} under the stated assumptions"
+    return Verdict(finding, reason, tuple(assumptions), tuple(findings))
+
+
+def self_check(suspect: SuspectModel, clean: CleanSet, config: SelfCheckConfig) -> SelfCheck:
+    """Does the model do its job on the clean set? If not, say the likely reason."""
+    predictions = suspect.predict(clean.images).cpu()
+    accuracy = float((predictions == clean.labels).float().mean())
+    counts = torch.bincount(clean.labels, minlength=suspect.labels)
+    chance = float(counts.max()) / len(clean)
+    present = counts[counts > 0]
+    note = ""
+    if len(present) < 2:
+        note = "the clean set has images of one label only: nothing can be told from it"
+    elif len(clean) < _LEAST_IMAGES:
+        note = f"the clean set has {len(clean)} images; at least {_LEAST_IMAGES} are needed, better 100 a label"
+    elif accuracy < chance + config.least_gain_over_chance * (1 - chance):
+        note = _likely_reason(predictions, clean, accuracy, suspect.labels)
+    return SelfCheck(accuracy, chance, len(clean), not note, note)
+
+
+_LEAST_IMAGES = 40  # below it a fifth held out gives attack success in steps of more than a tenth
+
+
+def _likely_reason(predictions: torch.Tensor, clean: CleanSet, accuracy: float, labels: int) -> str:
+    named = f"the model names only {accuracy:.1%} of the clean images rightly"
+    distinct = predictions.unique()
+    if len(distinct) == 1:
+        return (
+            f"{named}: it gives label {int(distinct[0])} to every image. Is the file complete, and --mean/--std right?"
+        )
+    votes = torch.zeros(labels, labels).index_put_((clean.labels, predictions), torch.ones(1), accumulate=True)
+    if float(votes.max(dim=1).values.sum()) / len(clean) > 0.8:
+        return f"{named}, but confuses labels one for one: the clean set numbers them in another order than the model"
+    return (
+        f"{named}: most likely the preprocessing is not the one it was trained with "
+        "(--mean, --std, --range, channel order), or the clean set is of another task"
+    )
+
+
+def _validate(suspect: SuspectModel, clean: CleanSet, labels: Sequence[int] | None) -> list[int]:
+    if tuple(clean.images.shape[1:]) != tuple(suspect.input_shape):
+        raise DataError(
+            f"the model takes images of shape {suspect.input_shape}, the clean set has {tuple(clean.images.shape[1:])}"
+        )
+    if int(clean.labels.max()) >= suspect.labels:
+        largest = int(clean.labels.max())
+        raise DataError(f"the clean set has label {largest}, but the model only has labels 0 to {suspect.labels - 1}")
+    wanted = list(range(suspect.labels)) if labels is None else sorted(set(labels))
+    if not wanted or wanted[0] < 0 or wanted[-1] >= suspect.labels:
+        raise UsageError(f"labels to examine must be within 0 and {suspect.labels - 1}, got {labels}")
+    return wanted
+
+
+def _inconclusive(reason: str) -> Verdict:
+    return Verdict(Finding.INCONCLUSIVE, reason, (), ())
+
+
+def _thin(finding: LabelFinding, images: int, least: int) -> LabelFinding:
+    reason = f"only {images} clean images of this label, at least {least} are needed to trust its references"
+    return LabelFinding(**{**vars(finding), "finding": Finding.INCONCLUSIVE, "reason": reason, "confidence": None})

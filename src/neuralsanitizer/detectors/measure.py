@@ -1,0 +1,38 @@
+"""Measuring a trigger: attack success on held-out images, on any number of models at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from neuralsanitizer.data.clean_set import CleanSet
+from neuralsanitizer.data.sampling import LabelSampler, derive_seed
+from neuralsanitizer.functional import attack_success, stamp
+from neuralsanitizer.models.handle import SuspectModel
+from neuralsanitizer.records import Trigger
+
+__all__ = ["success_rates"]
+
+
+def success_rates(
+    models: Sequence[SuspectModel], trigger: Trigger, held_out: CleanSet, images: int, seed: int
+) -> tuple[float, ...]:
+    """Attack success of one trigger on several models, all on the same images.
+
+    Args:
+        models: Any models of the trigger's input shape.
+        trigger: What to stamp.
+        held_out: Where images are drawn from, evenly over the labels other than the trigger's.
+        images: How many (the same image may be drawn twice where a label has few).
+        seed: The scan's seed.
+
+    Returns:
+        One rate in [0, 1] a model.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "measure", trigger.label))
+    sampler = LabelSampler(held_out.labels, max(int(held_out.labels.max()), trigger.label) + 1)
+    drawn = sampler.draw(trigger.label, 1, images, generator)[0]
+    stamped = stamp(held_out.images[drawn], torch.from_numpy(trigger.mask), torch.from_numpy(trigger.pattern))
+    target, true_labels = torch.tensor(trigger.label), held_out.labels[drawn]
+    return tuple(float(attack_success(model.predict(stamped).cpu(), target, true_labels)) for model in models)

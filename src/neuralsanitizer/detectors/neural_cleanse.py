@@ -1,0 +1,234 @@
+"""Neural Cleanse's detection: the label that needs a much smaller trigger than all others is infected.
+
+For each label the smallest mask is sought that sends nearly every image there, with a weight on the mask's L1 norm that
+is raised while the attack succeeds and lowered while it fails. The norms' one-sided anomaly index decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+
+from neuralsanitizer.config import NeuralCleanseConfig, SelfCheckConfig
+from neuralsanitizer.data.sampling import derive_seed
+from neuralsanitizer.detectors.base import Context, Detector, Evidence, model_verdict
+from neuralsanitizer.detectors.measure import success_rates
+from neuralsanitizer.functional import anomaly_indices, calibrated_threshold, stamp
+from neuralsanitizer.functional.precision import autocast, fast_dtype
+from neuralsanitizer.models.handle import SuspectModel
+from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, Trigger, Verdict
+
+__all__ = ["NeuralCleanse"]
+
+_ASSUMPTIONS = (
+    "Most labels are clean: the statistic compares each label with the median of all.",
+    "A trigger is a patch that covers the same pixels of every image, and a smaller one than other labels would need.",
+    "The clean images are rightly labelled and of the task that the model was trained for.",
+)
+
+
+class NeuralCleanse(Detector):
+    """The detector.
+
+    Args:
+        config: Settings.
+    """
+
+    name: ClassVar[str] = "neural-cleanse"
+
+    def __init__(self, config: NeuralCleanseConfig | None = None) -> None:
+        self.config = config or NeuralCleanseConfig()
+
+    @property
+    def preset(self) -> str:
+        """Name of the settings."""
+        return self.config.preset
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings."""
+        return asdict(self.config)
+
+    @property
+    def self_check_config(self) -> SelfCheckConfig:
+        """When to refuse to judge."""
+        return self.config.self_check
+
+    def shard_size(self) -> int:
+        """Labels that share a forward pass."""
+        return self.config.label_batch
+
+    def prepare(self, context: Context) -> tuple[None, tuple[ReferenceRecord, ...]]:
+        """Nothing: Neural Cleanse needs no references."""
+        context.progress.start("reconstruct triggers", self.config.checks * context.suspect.labels)
+        return None, ()
+
+    def examine(self, context: Context, prepared: None, labels: Sequence[int]) -> list[Evidence]:  # noqa: ARG002
+        """Find each label's smallest trigger."""
+        with context.timed("reconstruct"):
+            search = _Search(context, labels, self.config)
+            search.run()
+        with context.timed("test"):
+            return [self._measure(context, search, i) for i in range(len(labels))]
+
+    def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
+        """One-sided MAD over the labels that reached the goal."""
+        reached = [e for e in evidence if e.metrics["reached_goal"]]
+        indices = anomaly_indices([e.trigger.size for e in reached])
+        by_label = {e.trigger.label: index for e, index in zip(reached, indices, strict=True)}
+        calibrated = calibrated_threshold(max(1, len(reached)), self.config.false_alarm_rate)
+        threshold = self.config.threshold if self.config.classic else calibrated
+        findings = [
+            self._finding(suspect, e, by_label.get(e.trigger.label), threshold, calibrated, len(reached))
+            for e in evidence
+        ]
+        return model_verdict(findings, _ASSUMPTIONS, "Neural Cleanse")
+
+    def _measure(self, context: Context, search: _Search, i: int) -> Evidence:
+        trigger = search.trigger(i)
+        (success,) = success_rates([context.suspect], trigger, context.held_out, self.config.test_images, context.seed)
+        reached = float(search.reached(i))
+        return Evidence(trigger, success, metrics={"reached_goal": reached, "checks": float(search.checks_taken(i))})
+
+    def _finding(
+        self,
+        suspect: SuspectModel,
+        evidence: Evidence,
+        index: float | None,
+        threshold: float,
+        calibrated: float,
+        compared: int,
+    ) -> LabelFinding:
+        metrics = {**evidence.metrics, "threshold_classic": self.config.threshold, "threshold_calibrated": calibrated}
+        if index is None:
+            finding = Finding.CLEAN
+            reason = f"no mask sends {self.config.goal:.0%} of images to this label: left out of the comparison"
+        elif compared < _LEAST_COMPARED:
+            finding = Finding.INCONCLUSIVE
+            reason = f"only {compared} labels reached the goal: too few to compare with"
+        else:
+            metrics["anomaly_index"] = min(max(index, -_LARGEST_INDEX), _LARGEST_INDEX)
+            finding = Finding.INFECTED if index > threshold else Finding.CLEAN
+            relation = "over" if index > threshold else "not over"
+            reason = f"anomaly index {index:.1f}, {relation} the threshold of {threshold:.1f}"
+        label = evidence.trigger.label
+        return LabelFinding(
+            label=label,
+            name=suspect.label_names[label],
+            finding=finding,
+            attack_success=evidence.attack_success,
+            mask_size=evidence.trigger.size,
+            reason=reason,
+            metrics=metrics,
+            has_trigger=True,
+        )
+
+
+_LEAST_COMPARED = 3  # a median and a MAD of two values say nothing
+_LARGEST_INDEX = 1e6  # stands for infinity, which JSON cannot hold
+
+
+class _Search:
+    """The state of K labels' search. Each label has its own weight, patience and best mask, all kept on the device."""
+
+    def __init__(self, context: Context, labels: Sequence[int], config: NeuralCleanseConfig) -> None:
+        self.context, self.labels, self.config = context, labels, config
+        suspect, count = context.suspect, len(labels)
+        device = suspect.device
+        channels, height, width = suspect.input_shape
+        self.generators = [torch.Generator().manual_seed(derive_seed(context.seed, "cleanse", t)) for t in labels]
+        start = [torch.rand(1 + channels, height, width, generator=g) for g in self.generators]
+        raw = torch.atanh((torch.stack(start) - 0.5) * (2 - 1e-5)).to(device)  # NC code: uniform through arctanh
+        self.raw = raw.requires_grad_()  # (K, 1 + C, H, W): mask, then pattern
+        self.optimiser = torch.optim.Adam([self.raw], lr=config.learning_rate, betas=config.betas)
+        self.images = context.clean.images.to(device)
+        self.targets = torch.tensor(labels, device=device)
+        zeros = torch.zeros(count, device=device)
+        self.weight, self.up, self.down = zeros.clone(), zeros.clone(), zeros.clone()
+        self.moved_up, self.moved_down, self.stale = zeros.clone(), zeros.clone(), zeros.clone()
+        self.checks = zeros.clone()
+        self.active = torch.ones(count, dtype=torch.bool, device=device)
+        self.best = torch.full((count,), torch.inf, device=device)
+        self.kept = torch.zeros_like(raw)
+
+    def run(self) -> None:
+        """Search until every label stopped, or the checks are used up."""
+        for _ in range(self.config.checks):
+            active = self.active.nonzero().flatten()
+            if not len(active):
+                break
+            success = torch.zeros(len(active), device=self.raw.device)
+            for _ in range(self.config.batches_per_check):
+                success += self._step(active)
+            self._check(active, success / self.config.batches_per_check)
+            self.context.progress.advance(len(active))
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask (K, H, W) and pattern (K, C, H, W) in [0, 1]."""
+        values = torch.tanh(raw).div(2 - 1e-5).add(0.5)
+        return values[:, 0], values[:, 1:]
+
+    def _step(self, active: Tensor) -> Tensor:
+        """One mini-batch for the labels still searching; their attack success on it (active,)."""
+        suspect, count = self.context.suspect, self.config.images
+        rows = active.tolist()
+        drawn = torch.stack([torch.randint(len(self.images), (count,), generator=self.generators[i]) for i in rows])
+        mask, pattern = self._split(self.raw[active])
+        images = self.images[drawn.to(self.images.device)]
+        stamped = stamp(images, mask[:, None, None], pattern[:, None]).flatten(0, 1)
+        wanted = self.targets[active].repeat_interleave(count)
+        with autocast(suspect.device, fast_dtype(suspect.device)):
+            logits = suspect(stamped)
+        loss = F.cross_entropy(logits, wanted, reduction="sum") / count
+        loss = loss + (self.weight[active] * mask.sum(dim=(1, 2))).sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return (logits.detach().argmax(dim=1) == wanted).view(len(active), count).float().mean(dim=1)
+
+    @torch.no_grad()
+    def _check(self, active: Tensor, success: Tensor) -> None:
+        """Keep the best masks, move the weights, count the patience (NC code, in vector form)."""
+        config = self.config
+        raw = self.raw[active]
+        sizes = self._split(raw)[0].sum(dim=(1, 2))
+        held = success >= config.goal
+        better = held & (sizes < self.best[active])
+        self.kept[active] = torch.where(better[:, None, None, None], raw, self.kept[active])
+        self.best[active] = torch.where(better, sizes, self.best[active])
+        self.stale[active] = torch.where(better | torch.isinf(self.best[active]), 0.0, self.stale[active] + 1)
+        self.checks[active] += 1
+        weight, waiting = self.weight[active], self.weight[active] == 0
+        up = torch.where(held, self.up[active] + 1, 0.0)
+        down = torch.where(held, 0.0, self.down[active] + 1)
+        raised, lowered = up >= config.patience, (down >= config.patience) & ~waiting
+        moved = torch.where(raised & waiting, config.initial_weight, weight)
+        moved = torch.where(raised & ~waiting, moved * config.multiplier, moved)
+        moved = torch.where(lowered, moved / config.multiplier**1.5, moved)
+        self.weight[active] = moved
+        self.up[active] = torch.where(raised, 0.0, up)
+        self.down[active] = torch.where(down >= config.patience, 0.0, down)
+        self.moved_up[active] += (raised & ~waiting).float()
+        self.moved_down[active] += lowered.float()
+        done = (self.stale >= config.stop_patience) & (self.moved_up > 0) & (self.moved_down > 0)
+        self.active &= ~done
+
+    def reached(self, i: int) -> bool:
+        """Whether label number ``i`` ever held the goal."""
+        return bool(torch.isfinite(self.best[i]))
+
+    def checks_taken(self, i: int) -> int:
+        """How many checks label number ``i`` took."""
+        return int(self.checks[i])
+
+    @torch.no_grad()
+    def trigger(self, i: int) -> Trigger:
+        """The smallest mask of label number ``i`` that held the goal; its last one if none did."""
+        raw = (self.kept if self.reached(i) else self.raw)[i : i + 1]
+        mask, pattern = self._split(raw)
+        return Trigger(self.labels[i], mask[0].clamp(0, 1).cpu().numpy(), pattern[0].clamp(0, 1).cpu().numpy())

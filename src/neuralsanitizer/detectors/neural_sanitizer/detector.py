@@ -1,0 +1,146 @@
+"""NeuralSanitizer: tune -> reconstruct -> preserve -> transfer -> verdict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, SelfCheckConfig
+from neuralsanitizer.detectors.base import Context, Detector, Evidence
+from neuralsanitizer.detectors.measure import success_rates
+from neuralsanitizer.detectors.neural_sanitizer.preserve import preserve
+from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Reconstruction, reconstruct
+from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
+from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
+from neuralsanitizer.detectors.neural_sanitizer.verdict import decide
+from neuralsanitizer.execution.store import Part
+from neuralsanitizer.models.handle import SuspectModel
+from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
+
+__all__ = ["NeuralSanitizer"]
+
+
+@dataclass(frozen=True, eq=False)
+class _References:
+    guides: tuple[Reference, ...]
+    tests: tuple[Reference, ...]
+
+
+class NeuralSanitizer(Detector):
+    """The detector.
+
+    Args:
+        config: Settings; see :data:`neuralsanitizer.config.PRESETS`.
+    """
+
+    name: ClassVar[str] = "neural-sanitizer"
+
+    def __init__(self, config: NeuralSanitizerConfig | None = None) -> None:
+        self.config = config or NeuralSanitizerConfig()
+
+    @property
+    def preset(self) -> str:
+        """Name of the settings."""
+        return self.config.preset
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings."""
+        return asdict(self.config)
+
+    @property
+    def self_check_config(self) -> SelfCheckConfig:
+        """When to refuse to judge."""
+        return self.config.self_check
+
+    def shard_size(self) -> int:
+        """Labels that share a forward pass."""
+        return self.config.reconstruct.label_batch
+
+    def prepare(self, context: Context) -> tuple[_References, tuple[ReferenceRecord, ...]]:
+        """Make the references: guides for the reconstruction, others for the transfer test."""
+        config = self.config.references
+        plans = [("guide", plan) for plan in config.guides] + [("test", plan) for plan in config.tests]
+        context.progress.start("make references", sum(reference_steps(plan, config) for _, plan in plans))
+        with context.timed("references"):
+            made = [self._reference(context, role, i, plan) for i, (role, plan) in enumerate(plans)]
+        usable = [r for r in made if r.record.usable]
+        references = _References(
+            guides=tuple(r for r in usable if r.record.role == "guide"),
+            tests=tuple(r for r in usable if r.record.role == "test"),
+        )
+        total = self.config.reconstruct.steps * context.suspect.labels
+        context.progress.start("reconstruct triggers", total)
+        return references, tuple(r.record for r in made)
+
+    def examine(self, context: Context, prepared: _References, labels: Sequence[int]) -> list[Evidence]:
+        """Reconstruct, preserve, and test for transfer."""
+        with context.timed("reconstruct"):
+            reconstructions = reconstruct(
+                context.suspect,
+                [r.model for r in prepared.guides],
+                context.clean,
+                labels,
+                config=self.config.reconstruct,
+                seed=context.seed,
+                advance=context.progress.advance,
+            )
+        with context.timed("preserve"):
+            triggers = [
+                preserve(context.suspect, r.trigger, context.clean, self.config.preserve, context.seed)
+                for r in reconstructions
+            ]
+        with context.timed("transfer"):
+            images = self.config.transfer.images
+            suspect, held_out = context.suspect, context.held_out
+            tests = [(r.record.name, r.model) for r in prepared.tests]
+            guides = [r.model for r in prepared.guides]
+            matrix = transfer_matrix(tests, triggers, held_out, images, context.seed)
+            return [
+                Evidence(
+                    trigger=trigger,
+                    attack_success=success_rates([suspect], trigger, held_out, images, context.seed)[0],
+                    transfer=rates,
+                    metrics=_metrics(made, success_rates(guides, trigger, held_out, images, context.seed)),
+                )
+                for trigger, rates, made in zip(triggers, matrix.rates, reconstructions, strict=True)
+            ]
+
+    def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
+        """Weigh attack success, transfer and size."""
+        return decide(suspect, evidence, self.config)
+
+    def _reference(self, context: Context, role: str, number: int, plan: ReferencePlan) -> Reference:
+        name = f"{role}-{number}-{plan.name}"
+        kept = context.store.get(f"reference-{name}")
+        if kept is not None:
+            return _reference_from(context.suspect, kept)
+        reference = make_reference(
+            context.suspect,
+            context.clean,
+            context.held_out,
+            plan=plan,
+            name=name,
+            role=role,
+            config=self.config.references,
+            seed=context.seed,
+            advance=context.progress.advance,
+        )
+        weights = {key: value.cpu().numpy() for key, value in reference.model.module.state_dict().items()}
+        context.store.put(f"reference-{name}", Part(weights, to_json(reference.record)))
+        return reference
+
+
+def _reference_from(suspect: SuspectModel, part: Part) -> Reference:
+    module = copy.deepcopy(suspect.module)
+    module.load_state_dict({key: torch.from_numpy(value) for key, value in part.arrays.items()})
+    return Reference(suspect.with_module(module), from_json(ReferenceRecord, part.meta))
+
+
+def _metrics(made: Reconstruction, guided: Sequence[float]) -> dict[str, float]:
+    metrics = {"reached_goal": float(made.reached_goal), "fitted_success": made.fitted_success}
+    return {**metrics, "success_on_guides": max(guided)} if guided else metrics

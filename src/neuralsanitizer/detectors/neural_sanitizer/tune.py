@@ -1,0 +1,175 @@
+"""References: models that stand for "the suspect without its backdoor".
+
+Three kinds. ``tuned`` is NeuralSanitizer's PNNIR: some of the last layers are re-initialised, trained alone, then the
+whole network is trained on clean data. ``scratch`` has fresh weights and learns the true labels. ``distilled`` has
+fresh weights and learns the suspect's own outputs on mixed-up clean images: as close to the suspect as clean data can
+bring it, and without a path for the backdoor. Measured: tuned models often keep the backdoor; networks with fresh
+weights did not.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+
+from neuralsanitizer.config import ReferenceConfig, ReferencePlan
+from neuralsanitizer.data.clean_set import CleanSet
+from neuralsanitizer.data.sampling import derive_seed, mixed_images
+from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform
+from neuralsanitizer.models.handle import SuspectModel
+from neuralsanitizer.models.layers import layers_of
+from neuralsanitizer.records import ReferenceRecord
+from neuralsanitizer.training import Schedule, fit, shuffled_batches
+
+__all__ = ["Reference", "make_reference", "reference_steps"]
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A reference model and what is known of it.
+
+    Attributes:
+        model: The model, frozen.
+        record: How it was made and how close to the suspect it came.
+    """
+
+    model: SuspectModel
+    record: ReferenceRecord
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """Everything that making one reference needs."""
+
+    student: SuspectModel  # starts as a copy of the suspect
+    suspect: SuspectModel
+    clean: CleanSet
+    plan: ReferencePlan
+    config: ReferenceConfig
+    generator: Generator
+    advance: Advance | None
+
+
+def make_reference(
+    suspect: SuspectModel,
+    clean: CleanSet,
+    held_out: CleanSet,
+    *,
+    plan: ReferencePlan,
+    name: str,
+    role: str,
+    config: ReferenceConfig,
+    seed: int,
+    advance: Advance | None = None,
+) -> Reference:
+    """Make one reference, and measure it.
+
+    Args:
+        suspect: The model under examination; it is not changed.
+        clean: What to train on.
+        held_out: What to measure accuracy and agreement on.
+        plan: How to make it.
+        name: Unique within the scan; its randomness derives from it and the seed.
+        role: ``guide`` or ``test``.
+        config: How long and how fast.
+        seed: The scan's seed.
+        advance: Told of every optimiser step.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(derive_seed(seed, "reference", name))
+    student = suspect.with_module(copy.deepcopy(suspect.module))
+    make = {"tuned": _tune, "scratch": _train_from_scratch, "distilled": _distil}[plan.kind]
+    make(_Job(student, suspect, clean, plan, config, generator, advance))
+    predicted = student.predict(held_out.images).cpu()
+    agreement = float((predicted == suspect.predict(held_out.images).cpu()).float().mean())
+    usable = agreement >= config.least_agreement
+    record = ReferenceRecord(
+        name=name,
+        kind=plan.kind,
+        role=role,
+        layers=plan.layers,
+        clean_accuracy=float((predicted == held_out.labels).float().mean()),
+        agreement=agreement,
+        usable=usable,
+        reason="" if usable else f"agrees with the suspect on only {agreement:.0%} of clean images",
+        seconds=time.perf_counter() - started,
+    )
+    return Reference(student, record)
+
+
+def reference_steps(plan: ReferencePlan, config: ReferenceConfig) -> int:
+    """The most optimiser steps that a reference takes."""
+    if plan.kind != "tuned":
+        return config.fresh_steps
+    return _frozen_steps(plan, config) + config.steps
+
+
+def _frozen_steps(plan: ReferencePlan, config: ReferenceConfig) -> int:
+    return config.frozen_steps if len(plan.layers) == 1 else config.frozen_steps_many
+
+
+def _tune(job: _Job) -> None:
+    """PNNIR: re-initialise, train the re-initialised layers alone, then everything."""
+    student, clean, config, generator = job.student, job.clean, job.config, job.generator
+    layers = layers_of(job.suspect, clean.images[:2])
+    # Counted from the third-last: a network of two layers has no first one.
+    counted = [len(layers) - 4 + i for i in job.plan.layers]
+    fresh = [name for i in counted if i >= 0 for name in layers[i].parameters]
+    reinitialise_uniform(student.module, fresh, config.weight_bound, generator)
+    inputs, targets = student.normalise(clean.images.to(student.device)), clean.labels.to(student.device)
+    sample = shuffled_batches(inputs, targets, config.batch, generator)
+    named = dict(student.module.named_parameters())
+    check = torch.randperm(len(clean), generator=generator)[: config.stop_images]
+
+    def accurate() -> bool:
+        return student.accuracy(clean.images[check], clean.labels[check]) > config.stop_accuracy
+
+    first = Schedule(_frozen_steps(job.plan, config), config.learning_rate)
+    then = Schedule(config.steps, config.learning_rate)
+    loss = _loss_on(student)
+    fit(student.module, sample, first, loss=loss, parameters=[named[n] for n in fresh], advance=job.advance)
+    fit(student.module, sample, then, loss=loss, stop=accurate, advance=job.advance)
+
+
+def _train_from_scratch(job: _Job) -> None:
+    """Fresh weights, true labels, on shifted images: few images would be learnt by heart otherwise."""
+    one_hot = torch.eye(job.student.labels, device=job.student.device)
+    _fit_fresh(job, mixing=0.0, teach=lambda _, labels: one_hot[labels])
+
+
+def _distil(job: _Job) -> None:
+    """Fresh weights, the suspect's probabilities on mixed-up images."""
+    _fit_fresh(job, mixing=0.5, teach=lambda images, _: job.suspect(images).softmax(dim=1))
+
+
+def _fit_fresh(job: _Job, mixing: float, teach: Callable[[Tensor, Tensor], Tensor]) -> None:
+    student, config, generator = job.student, job.config, job.generator
+    reinitialise_all(student.module, generator)
+    images, labels = job.clean.images.to(student.device), job.clean.labels.to(student.device)
+    batches = shuffled_batches(images, labels, config.batch, generator)
+
+    def sample() -> tuple[Tensor, Tensor]:
+        chosen, true_labels = batches()
+        inputs = mixed_images(chosen, generator, config.largest_shift, mixing)
+        with torch.no_grad():
+            return student.normalise(inputs), teach(inputs, true_labels)
+
+    schedule = Schedule(config.fresh_steps, config.fresh_learning_rate, one_cycle=True)
+    fit(student.module, sample, schedule, loss=_loss_on(student), advance=job.advance)
+
+
+def _loss_on(student: SuspectModel) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy on what the network gives, be it logits or probabilities."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(student.to_logits(outputs), targets)
+
+    return loss

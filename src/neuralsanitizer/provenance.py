@@ -1,0 +1,58 @@
+"""Where and with what a run was made, and what identifies it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuralsanitizer.functional.precision import fast_dtype
+from neuralsanitizer.records import DataRecord, EnvironmentRecord, ModelRecord, to_json
+
+__all__ = ["environment", "now", "resume_key", "tool_version"]
+
+
+def tool_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("neuralsanitizer")
+    except PackageNotFoundError:  # run from a source tree that was not installed
+        return "unknown"
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601, to the second."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def environment(device: torch.device) -> EnvironmentRecord:
+    """Versions and machine."""
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        load = None
+    return EnvironmentRecord(
+        neuralsanitizer=tool_version(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        platform=platform.platform(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+        dtype=str(fast_dtype(device)).removeprefix("torch."),
+        load_average=load,
+    )
+
+
+def resume_key(model: ModelRecord, data: DataRecord, settings: dict[str, Any], method: str, seed: int) -> str:
+    """What an interrupted scan must have in common with the one that goes on with it: a hash of all its inputs."""
+    inputs = [model.sha256, model.architecture, to_json(model.mean), to_json(model.std), model.labels]
+    text = json.dumps([inputs, data.sha256, to_json(settings), method, seed, tool_version()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
