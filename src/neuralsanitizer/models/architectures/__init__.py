@@ -1,1 +1,153 @@
-"""models/architectures."""
+"""The registry of architectures: the networks of the two papers, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from neuralsanitizer.errors import UsageError
+from neuralsanitizer.models.architectures.deepid import LAYERS, DeepID
+from neuralsanitizer.models.architectures.plain import GTSRB_CNN, MNIST_CNN, MNIST_CNN_SMALL, PlainCNN
+from neuralsanitizer.models.architectures.resnet import ResNet18
+from neuralsanitizer.models.architectures.vgg import VGG16
+from neuralsanitizer.models.handle import Preprocessing
+
+__all__ = ["Architecture", "build", "get", "names"]
+
+Builder = Callable[[int, int, tuple[int, int]], nn.Module]
+
+_EIGHT_BIT = (0.0, 255.0)
+_CENTRED = Preprocessing.from_raw((127.5,), (255.0,), _EIGHT_BIT)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture of the registry.
+
+    Attributes:
+        name: As on the command line.
+        labels: Number of labels of the paper's task.
+        channels: Channels of the paper's input.
+        sizes: (height, width) of inputs it is made for; the first is the default.
+        preprocessing: The paper's normalisation.
+        source: Where it is described.
+        builder: Makes the network from labels, channels and size.
+        layer_names: Layers named by hand, where tracing would group them otherwise.
+    """
+
+    name: str
+    labels: int
+    channels: int
+    sizes: tuple[tuple[int, int], ...]
+    preprocessing: Preprocessing
+    source: str
+    builder: Builder
+    layer_names: tuple[tuple[str, ...], ...] = ()
+
+
+_REGISTRY = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture(
+            "mnist-cnn",
+            10,
+            1,
+            ((28, 28),),
+            _CENTRED,
+            "NeuralSanitizer, MNIST",
+            lambda labels, channels, size: PlainCNN(MNIST_CNN, labels, channels, size),
+        ),
+        Architecture(
+            "mnist-cnn-small",
+            10,
+            1,
+            ((28, 28),),
+            _CENTRED,
+            "Neural Cleanse, MNIST",
+            lambda labels, channels, size: PlainCNN(MNIST_CNN_SMALL, labels, channels, size),
+        ),
+        Architecture(
+            "gtsrb-cnn",
+            43,
+            3,
+            ((32, 32),),
+            _CENTRED,
+            "NeuralSanitizer and Neural Cleanse, GTSRB",
+            lambda labels, channels, size: PlainCNN(GTSRB_CNN, labels, channels, size),
+        ),
+        Architecture(
+            "cifar10-resnet18",
+            10,
+            3,
+            ((32, 32),),
+            Preprocessing.from_raw((120.7,), (64.15,), _EIGHT_BIT),
+            "NeuralSanitizer, CIFAR-10",
+            lambda labels, channels, size: ResNet18(labels, channels),  # noqa: ARG005 - any size will do
+        ),
+        Architecture(
+            "deepid",
+            1595,
+            3,
+            ((224, 224), (55, 47)),
+            _CENTRED,
+            "NeuralSanitizer and Neural Cleanse, YouTube Face",
+            DeepID,
+            LAYERS,
+        ),
+        Architecture(
+            "vgg16",
+            2622,
+            3,
+            ((224, 224),),
+            Preprocessing.from_raw((129.1863, 104.7624, 93.5940), (1.0,), _EIGHT_BIT),
+            "NeuralSanitizer, VGG-Face",
+            VGG16,
+        ),
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all architectures."""
+    return tuple(_REGISTRY)
+
+
+def get(name: str) -> Architecture:
+    """An architecture by name.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name not in _REGISTRY:
+        raise UsageError(f"unknown architecture {name!r}: choose one of {', '.join(_REGISTRY)}, or give --model-def")
+    return _REGISTRY[name]
+
+
+def build(
+    name: str, labels: int | None = None, channels: int | None = None, size: tuple[int, int] | None = None
+) -> nn.Module:
+    """Make a network with fresh weights.
+
+    Args:
+        name: One of :func:`names`.
+        labels: Number of labels; the paper's by default.
+        channels: Channels of the input; the paper's by default.
+        size: (height, width) of the input; the paper's by default.
+
+    Returns:
+        A network that gives logits (N, labels). Parameters stand in its state_dict in forward order.
+
+    Raises:
+        UsageError: There is no such architecture, or it cannot be made so.
+
+    >>> build("mnist-cnn", labels=10, channels=1).output.out_features
+    10
+    """
+    architecture = get(name)
+    labels = architecture.labels if labels is None else labels
+    channels = architecture.channels if channels is None else channels
+    if labels < 1 or channels < 1:
+        raise UsageError(f"a network needs at least one label and one channel, got {labels} and {channels}")
+    return architecture.builder(labels, channels, size or architecture.sizes[0])
