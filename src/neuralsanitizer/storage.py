@@ -225,7 +225,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         RunError: It is damaged, or holds pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, BadZipFile, EOFError) as error:
         raise RunError(f"{path} cannot be read ({error}): scan the model again") from error

@@ -17,10 +17,10 @@ from neuralsanitizer.errors import RunError
 from neuralsanitizer.functional import attack_success, stamp
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.loading import save_state_dict
-from neuralsanitizer.records import Trigger, to_json
-from neuralsanitizer.storage import write_arrays, write_json
+from neuralsanitizer.records import Trigger, from_json, to_json
+from neuralsanitizer.storage import read_arrays, write_arrays, write_json
 
-__all__ = ["AttackResult", "GroundTruth", "PlantedTrigger", "measure_attack_success", "read_ground_truth"]
+__all__ = ["AttackResult", "GroundTruth", "PlantedTrigger", "measure_attack_success", "read_attack"]
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,26 @@ class AttackResult:
         return truth, arrays
 
 
-def read_ground_truth(path: Path) -> dict[str, Any]:
-    """Read a ``.truth.json`` file back as the JSON object it is.
+def read_attack(path: Path, model: SuspectModel) -> AttackResult:
+    """Read back what :meth:`AttackResult.save` wrote beside the weights.
+
+    Args:
+        path: Of the weights.
+        model: The weights, loaded.
 
     Raises:
-        RunError: It cannot be read.
+        RunError: The truth is missing or damaged.
     """
+    source = path.with_suffix(".truth.json")
     try:
-        truth: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        truth = from_json(GroundTruth, json.loads(source.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} is no ground truth of an attack ({error})") from error
-    return truth
+        raise RunError(f"{source} is no ground truth of an attack ({error})") from error
+    arrays = read_arrays(path.with_suffix(".truth.npz"))
+    triggers = tuple(
+        Trigger(t.target, arrays[f"mask_{i}"], arrays[f"pattern_{i}"]) for i, t in enumerate(truth.triggers)
+    )
+    return AttackResult(model, triggers, truth)
 
 
 def measure_attack_success(model: SuspectModel, images: Tensor, labels: Tensor, trigger: Trigger) -> float:

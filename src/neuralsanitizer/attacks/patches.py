@@ -157,7 +157,7 @@ def _picture(name: str, channels: int, size: int) -> Array:
             scaled = image.convert("RGB" if channels == 3 else "L").resize((size, size))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"the pattern {path} cannot be read as an image ({error})") from error
-    values = np.asarray(scaled, np.float32) / 255
+    values: Array = np.asarray(scaled, np.float32) / np.float32(255)
     return values.transpose(2, 0, 1) if channels == 3 else np.broadcast_to(values, (channels, size, size)).copy()
 
 

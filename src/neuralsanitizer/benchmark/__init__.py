@@ -1,1 +1,1 @@
-"""benchmark."""
+"""The benchmark: models with known backdoors and clean ones, scanned, repaired, and scored against the truth."""

@@ -43,7 +43,9 @@ class _Step:
 
 @guarded
 def demo_command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything the demo makes.")] = Path(
+        "demo"
+    ),
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
 ) -> None:
@@ -87,7 +89,10 @@ def _play(
     report.print_run(sound, console)
     write_page(sound, output / "clean-run" / "report.html")
     steps = [
-        _Step(f"the backdoored model is found infected, label {TARGET} alone", infected.run.verdict.infected_labels == (TARGET,)),
+        _Step(
+            f"the backdoored model is found infected, label {TARGET} alone",
+            infected.run.verdict.infected_labels == (TARGET,),
+        ),
         _Step("nothing is found in the clean model", sound.run.verdict.finding is Finding.CLEAN),
     ]
     if infected.run.verdict.finding is Finding.INFECTED:
@@ -100,9 +105,7 @@ def _repair_and_prove(
     output: Path, attacked: AttackResult, clean: CleanSet, unseen: CleanSet, seed: int, progress: Progress
 ) -> list[_Step]:
     folder = output / "backdoored-run"
-    fixed = repair(
-        attacked.model, folder, clean, output=output / "repaired.safetensors", seed=seed, progress=progress
-    )
+    fixed = repair(attacked.model, folder, clean, output=output / "repaired.safetensors", seed=seed, progress=progress)
     report.print_repair(fixed.repair, stdout())
     proof = verify(attacked.model, fixed.model, folder, clean, output=output / "verify-run", progress=progress)
     report.print_verification(proof, stdout())

@@ -96,8 +96,8 @@ def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: st
     """Load weights with the architecture and preprocessing that a run recorded.
 
     Raises:
-        UsageError: The run's model was of the user's own class, and ``--model-def`` is not given again. A run folder may
-            come from anywhere: it must not decide which code is imported.
+        UsageError: The run's model was of the user's own class, and ``--model-def`` is not given again. A run folder
+            may come from anywhere: it must not decide which code is imported.
     """
     record = saved.run.model
     if arch is None and model_def is None and ":" in record.architecture:

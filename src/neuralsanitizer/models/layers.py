@@ -1,20 +1,21 @@
 """Which layers a network has, in execution order, found by looking at what it computes.
 
 A forward pass leaves a graph of operations. An operation that every path from input to output runs through is a *cut*;
-what lies between two cuts runs in parallel (a residual block, two dense layers side by side) and counts as one layer, as in
-NeuralSanitizer. Parameters belong to the operation that they feed. Normalisation belongs to the layer before it.
+what lies between two cuts runs in parallel (a residual block, two dense layers side by side) and counts as one layer,
+as in NeuralSanitizer. Parameters belong to the operation that they feed. Normalisation belongs to the layer before it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from os.path import commonprefix
-from typing import Any
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from neuralsanitizer.errors import ModelError, UsageError
 from neuralsanitizer.models.handle import SuspectModel
@@ -87,59 +88,117 @@ def trace_layers(module: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     """
     with _gradients_on(module) as named:
         inputs = example.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            outputs = module(inputs)
+        outputs = module(inputs.clone())  # a copy: a network may overwrite its input, which torch forbids on a leaf
         if not isinstance(outputs, Tensor) or outputs.grad_fn is None:
             raise ModelError(f"the network cannot be traced: its output has no gradient; {_BY_HAND}")
-        segments = _segments(outputs.grad_fn, inputs, {id(p): name for name, p in named.items()})
-    layers = [names for names in segments if names]
-    if not layers:
+        segments = _segments(_Graph(outputs.grad_fn, inputs), {id(p): name for name, p in named.items()})
+    if not segments:
         raise ModelError(f"the network cannot be traced: no parameter lies between input and output; {_BY_HAND}")
-    return tuple(_named(names) for names in _with_normalisation_attached(layers, named))
+    order = {name: i for i, name in enumerate(named)}
+    layers: list[list[str]] = []
+    for names in segments:
+        normalisation = all(named[name].ndim <= 1 for name in names)
+        if normalisation and layers:
+            layers[-1] += names
+        else:
+            layers.append(names)
+    return tuple(_layer(sorted(names, key=order.__getitem__)) for names in layers)
 
 
-class _gradients_on:  # noqa: N801 - used like a function
-    """All parameters require gradients within, in evaluation mode; both are put back after."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def __enter__(self) -> dict[str, nn.Parameter]:
-        named = dict(self._module.named_parameters())
-        self._before = {name: p.requires_grad for name, p in named.items()}
-        self._training = {m: m.training for m in self._module.modules()}
-        self._module.eval()
-        for parameter in named.values():
-            parameter.requires_grad_(True)  # noqa: FBT003 - torch's signature
-        return named
-
-    def __exit__(self, *_: object) -> None:
-        for name, parameter in self._module.named_parameters():
-            parameter.requires_grad_(self._before[name])
-        for submodule, training in self._training.items():
-            submodule.training = training
+@contextmanager
+def _gradients_on(module: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
+    """All parameters require gradients within, in evaluation mode; everything is put back after."""
+    named = dict(module.named_parameters())
+    wanted = {name: parameter.requires_grad for name, parameter in named.items()}
+    training = {submodule: submodule.training for submodule in module.modules()}
+    module.eval().requires_grad_(True)  # noqa: FBT003 - torch's signature
+    try:
+        with torch.enable_grad():
+            yield named
+    finally:
+        for name, parameter in named.items():
+            parameter.requires_grad_(wanted[name])
+        for submodule, mode in training.items():
+            submodule.training = mode
 
 
-def _segments(root: Any, inputs: Tensor, names: dict[int, str]) -> list[list[str]]:  # noqa: ANN401 - autograd's nodes
-    """Parameter names between each two cuts, and at each cut, in forward order."""
-    order = _reachable(root)
-    start = next((node for node in order if getattr(node, "variable", None) is inputs), None)
-    if start is None:
-        raise ModelError(f"the network cannot be traced: its output does not depend on its input; {_BY_HAND}")
-    on_path = _leading_to(start, order)
-    waiting = Counter(child for node in order if node in on_path for child in _children(node) if child in on_path)
-    ready, open_edges = [root], 0
+class _Graph:
+    """The graph of operations between an output and its input.
+
+    Attributes:
+        order: Nodes on a path from output to input, each before those that it was computed from.
+        inner: For each of them, its children on such a path.
+        outer: For each of them, its other children: parameters, and what is computed from parameters alone.
+    """
+
+    def __init__(self, root: Node, inputs: Tensor) -> None:
+        seen = _reachable(root)
+        leads = {node for node in seen if getattr(node, "variable", None) is inputs}
+        for node in reversed(seen):  # children come later in ``seen``: decided before their parents
+            if any(child in leads for child in _children(node)):
+                leads.add(node)
+        if root not in leads:
+            raise ModelError(f"the network cannot be traced: its output does not depend on its input; {_BY_HAND}")
+        self.order = [node for node in seen if node in leads]
+        self.inner = {node: [child for child in _children(node) if child in leads] for node in self.order}
+        self.outer = {node: [child for child in _children(node) if child not in leads] for node in self.order}
+
+
+def _children(node: Node) -> list[Node]:
+    return [child for child, _ in node.next_functions if child is not None]
+
+
+def _reachable(root: Node) -> list[Node]:
+    """All nodes under ``root``, each before its children (depth-first, without recursion: networks are deep)."""
+    finished: list[Node] = []
+    seen = {root}
+    stack = [(root, iter(_children(root)))]
+    while stack:
+        node, children = stack[-1]
+        child = next(children, None)
+        if child is None:
+            finished.append(node)
+            stack.pop()
+        elif child not in seen:
+            seen.add(child)
+            stack.append((child, iter(_children(child))))
+    return finished[::-1]
+
+
+def _segments(graph: _Graph, names: dict[int, str]) -> list[list[str]]:
+    """Names of the parameters at each cut and between each two, in forward order; each parameter once.
+
+    Going through the nodes from the output on, edges are open from their parent to their child. A node that all open
+    edges lead to is a cut.
+    """
+    incoming = Counter(child for children in graph.inner.values() for child in children)
+    open_edges = 0
     segments: list[list[str]] = [[]]
-    while ready:
-        node = ready.pop()
-        own = [names[i] for i in _parameters_beside(node, on_path) if i in names]
-        open_edges -= sum(child is node for parent in on_path for child in _children(parent)) if False else _taken(node, root, waiting)
-        segments[-1] += own
+    for node in graph.order:
+        open_edges -= incoming[node]
         if open_edges == 0:
-            segments.append([])
-        for child in _children(node):
-            if child not in on_path:
-                continue
-            open_edges += 1
-        ready += _now_ready(node, on_path, waiting)
-    return [list(dict.fromkeys(reversed(segment))) for segment in reversed(segments)]
+            segments += [_parameters_under(graph.outer[node], names), []]
+        else:
+            segments[-1] += _parameters_under(graph.outer[node], names)
+        open_edges += len(graph.inner[node])
+    taken: set[str] = set()
+    forward = []
+    for segment in reversed(segments):
+        fresh = [name for name in dict.fromkeys(segment) if name not in taken]
+        taken.update(fresh)
+        if fresh:
+            forward.append(fresh)
+    return forward
+
+
+def _parameters_under(nodes: Iterable[Node], names: dict[int, str]) -> list[str]:
+    """Names of the parameters that some nodes lead to."""
+    leaves = (getattr(leaf, "variable", None) for node in nodes for leaf in _reachable(node))
+    return [names[id(leaf)] for leaf in leaves if leaf is not None and id(leaf) in names]
+
+
+def _layer(names: list[str]) -> Layer:
+    """A layer, named by the path that its parameters' names have in common, or by its first owner."""
+    owners = [name.split(".")[:-1] for name in names]
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*owners, strict=False))]
+    return Layer(".".join(shared or owners[0]) or names[0], tuple(names))

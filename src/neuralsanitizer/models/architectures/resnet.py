@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 __all__ = ["ResNet18"]
@@ -39,9 +41,7 @@ class ResNet18(nn.Module):
         self.conv = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(64)
         widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
-        self.blocks = nn.Sequential(
-            *(_Block(a, b, 2 if b > a else 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.blocks = nn.Sequential(*(_Block(a, b, 2 if b > a else 1) for a, b in pairwise(widths)))
         self.output = nn.Linear(512, labels)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,0 +1,144 @@
+"""Running the grid: train, scan, repair, verify, score.
+
+One JSON a model and method; what is there is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from neuralsanitizer.attacks.badnets import badnets
+from neuralsanitizer.attacks.base import AttackResult, read_attack
+from neuralsanitizer.benchmark.grid import TASKS, Case, load_task
+from neuralsanitizer.benchmark.score import RepairScore, Score, score_repair, score_scan
+from neuralsanitizer.data import CleanSet
+from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.progress import Progress
+from neuralsanitizer.models import load_model
+from neuralsanitizer.pipeline import METHODS, repair, scan, verify
+from neuralsanitizer.records import from_json, to_json
+from neuralsanitizer.storage import RunFolder, write_json
+from neuralsanitizer.training import steps_of
+
+__all__ = ["DETECTORS", "Bench", "read_scores"]
+
+DETECTORS = ("neural-sanitizer/default", "neural-sanitizer/paper", "neural-cleanse/default")
+"""Method and preset of what is compared."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark folder.
+
+    Attributes:
+        data: Folder of the data sets.
+        output: Where models, runs and scores go: ``models/``, ``runs/``, ``scores/``.
+        device: Where to compute.
+        seed: Of scans, repairs and verifications.
+        progress: Where to say how far it is.
+    """
+
+    data: Path
+    output: Path
+    device: torch.device
+    seed: int
+    progress: Progress
+
+    def run(self, cases: Iterable[Case], detectors: Sequence[str]) -> list[Score]:
+        """Run what is missing of some cases.
+
+        Raises:
+            DataError: A data set is missing.
+            UsageError: An unknown detector.
+        """
+        for detector in detectors:
+            if detector.partition("/")[0] not in METHODS:
+                raise UsageError(f"unknown detector {detector!r}: choose of {', '.join(DETECTORS)}")
+        scores, loaded = [], {}
+        for case in cases:
+            if all(self._score_path(case, detector).exists() for detector in detectors) and detectors:
+                scores += [_read(self._score_path(case, detector)) for detector in detectors]
+                continue
+            if case.task not in loaded:
+                loaded = {case.task: load_task(TASKS[case.task], self.data, self.output / "cache", self.progress.note)}
+            train, clean, unseen = loaded[case.task]
+            attacked = self._model(case, train, unseen)
+            scores += [self._score(case, detector, attacked, clean, unseen) for detector in detectors]
+        return scores
+
+    def _model(self, case: Case, train: CleanSet, unseen: CleanSet) -> AttackResult:
+        """The case's model: trained, or read if it was."""
+        path = self.output / "models" / f"{case.name}.safetensors"
+        if not path.with_suffix(".truth.json").exists():
+            self.progress.start(f"train {case.name}", steps_of(case.config, len(train)))
+            badnets(train, unseen, case.patches, case.config, device=self.device, advance=self.progress.advance).save(
+                path
+            )
+        model = load_model(path, arch=case.config.architecture, labels=case.config.labels, device=self.device)
+        return read_attack(path, model)
+
+    def _score(self, case: Case, detector: str, attacked: AttackResult, clean: CleanSet, unseen: CleanSet) -> Score:
+        path = self._score_path(case, detector)
+        if path.exists():
+            return _read(path)
+        self.progress.note(f"{case.name}: {detector}")
+        method, _, preset = detector.partition("/")
+        folder = self.output / "runs" / path.stem
+        saved = RunFolder(folder)
+        if not saved.exists():
+            resume = saved.state.exists()
+            scan(
+                attacked.model,
+                clean,
+                method=method,
+                preset=preset or "default",
+                seed=self.seed,
+                output=folder,
+                resume=resume,
+                progress=self.progress,
+            )
+        repaired = self._repaired(attacked, saved, clean, unseen)
+        score = score_scan(case.name, case.split, attacked, saved.read().run, repaired)
+        write_json(path, to_json(score))
+        return score
+
+    def _repaired(
+        self, attacked: AttackResult, folder: RunFolder, clean: CleanSet, unseen: CleanSet
+    ) -> RepairScore | None:
+        """Repair and prove, as a user would who believes the verdict, right or wrong."""
+        if not folder.read().run.verdict.infected_labels:
+            return None
+        fixed = repair(
+            attacked.model,
+            folder.path,
+            clean,
+            output=folder.path / "repaired.safetensors",
+            seed=self.seed,
+            progress=self.progress,
+        )
+        proof = verify(attacked.model, fixed.model, folder.path, clean, progress=self.progress)
+        return score_repair(attacked, fixed.model, unseen, fixed.repair, proof)
+
+    def _score_path(self, case: Case, detector: str) -> Path:
+        return self.output / "scores" / f"{case.name}--{detector.replace('/', '-')}-{self.seed}.json"
+
+
+def read_scores(folder: Path) -> list[Score]:
+    """All scores of a benchmark folder, in the order of their file names.
+
+    Raises:
+        UsageError: There are none.
+    """
+    paths = sorted((folder / "scores").glob("*.json"))
+    if not paths:
+        raise UsageError(f"{folder} holds no scores: run the benchmark first")
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> Score:
+    return from_json(Score, json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,126 @@
+"""The only place where ground truth meets a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuralsanitizer.attacks.base import AttackResult, measure_attack_success
+from neuralsanitizer.data import CleanSet
+from neuralsanitizer.models import SuspectModel
+from neuralsanitizer.records import Finding, Repair, Run, Verification
+
+__all__ = ["RepairScore", "Score", "score_repair", "score_scan"]
+
+
+@dataclass(frozen=True)
+class RepairScore:
+    """What a repair did to the planted triggers, which it never saw.
+
+    Attributes:
+        clean_accuracy: Of the repaired model on images that neither training nor repair saw, [0, 1].
+        attack_success: Of each planted trigger on the repaired model, [0, 1].
+        reversed_success: Largest attack success of a reversed trigger on the repaired model, [0, 1].
+        rounds: How often the infected labels were scanned again.
+        proof: Finding of the verification.
+        repair_seconds: What the repair cost.
+        verify_seconds: What the verification cost.
+    """
+
+    clean_accuracy: float
+    attack_success: tuple[float, ...]
+    reversed_success: float
+    rounds: int
+    proof: Finding
+    repair_seconds: float
+    verify_seconds: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One scan of one model, held against the truth.
+
+    Attributes:
+        case: Name of the model.
+        split: ``development`` or ``reported``.
+        method: Name of the detector.
+        preset: Its settings.
+        seed: Of the scan.
+        clean_accuracy: Of the model, [0, 1].
+        attack_success: Of each planted trigger, [0, 1].
+        planted: Labels that are infected in truth.
+        finding: Verdict on the model.
+        found: Labels found infected.
+        inconclusive: Labels left open.
+        sizes: Mask size in pixels of each label's reconstructed trigger.
+        successes: Attack success of each label's reconstructed trigger, [0, 1].
+        transfers: Largest attack success of it on a test reference, [0, 1].
+        timings: Seconds by stage.
+        load_average: Of the machine when the scan ended.
+        repair: What the repair did, if something was found.
+    """
+
+    case: str
+    split: str
+    method: str
+    preset: str
+    seed: int
+    clean_accuracy: float
+    attack_success: tuple[float, ...]
+    planted: tuple[int, ...]
+    finding: Finding
+    found: tuple[int, ...]
+    inconclusive: tuple[int, ...]
+    sizes: tuple[float, ...]
+    successes: tuple[float, ...]
+    transfers: tuple[float, ...]
+    timings: dict[str, float]
+    load_average: float | None
+    repair: RepairScore | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether the verdict is right: exactly the planted labels found, nothing left open in a clean model."""
+        return self.found == self.planted and (bool(self.planted) or self.finding is Finding.CLEAN)
+
+
+def score_scan(case: str, split: str, attacked: AttackResult, run: Run, repair: RepairScore | None = None) -> Score:
+    """Hold a scan against the truth."""
+    truth, labels = attacked.truth, run.verdict.labels
+    return Score(
+        case=case,
+        split=split,
+        method=run.method,
+        preset=run.preset,
+        seed=run.seed,
+        clean_accuracy=truth.clean_accuracy,
+        attack_success=tuple(t.attack_success for t in truth.triggers),
+        planted=truth.infected_labels,
+        finding=run.verdict.finding,
+        found=run.verdict.infected_labels,
+        inconclusive=tuple(f.label for f in labels if f.finding is Finding.INCONCLUSIVE),
+        sizes=tuple(round(f.mask_size, 1) for f in labels),
+        successes=tuple(f.attack_success for f in labels),
+        transfers=tuple(max(f.transfer, default=0.0) for f in labels),
+        timings={stage: round(seconds, 1) for stage, seconds in run.timings.items()},
+        load_average=run.environment.load_average,
+        repair=repair,
+    )
+
+
+def score_repair(
+    attacked: AttackResult, repaired: SuspectModel, unseen: CleanSet, repair: Repair, proof: Verification
+) -> RepairScore:
+    """Measure the planted triggers on a repaired model."""
+    return RepairScore(
+        clean_accuracy=repaired.accuracy(unseen.images, unseen.labels),
+        attack_success=_planted_success(attacked, repaired, unseen),
+        reversed_success=max((t.attack_success_after for t in repair.triggers), default=0.0),
+        rounds=repair.rounds,
+        proof=proof.finding,
+        repair_seconds=round(repair.timings["total"], 1),
+        verify_seconds=round(proof.timings["total"], 1),
+    )
+
+
+def _planted_success(attacked: AttackResult, model: SuspectModel, unseen: CleanSet) -> tuple[float, ...]:
+    return tuple(measure_attack_success(model, unseen.images, unseen.labels, t) for t in attacked.triggers)

@@ -1,0 +1,58 @@
+"""``neuralsanitizer bench``: run the benchmark, or print its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuralsanitizer.benchmark import grid
+from neuralsanitizer.benchmark.run import DETECTORS, Bench, read_scores
+from neuralsanitizer.benchmark.tables import markdown
+from neuralsanitizer.cli import options as o
+from neuralsanitizer.cli.console import guarded, print_json, progress_bar
+from neuralsanitizer.models import parse_device
+from neuralsanitizer.records import to_json
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Measure detection and repair on models with known backdoors.")
+
+FolderOption = Annotated[Path, typer.Option("--output", "-o", help="Benchmark folder.", file_okay=False)]
+
+
+@app.command("run")
+@guarded
+def run_command(
+    data: Annotated[Path, typer.Option("--data", help="Folder with mnist-*.npz, gtsrb-*.tar.gz.", file_okay=False)],
+    output: FolderOption = Path("bench"),
+    split: Annotated[str, typer.Option("--split", help=" or ".join(grid.SPLITS))] = "reported",
+    only: Annotated[str, typer.Option("--only", help="Only cases whose name contains this.")] = "",
+    detector: Annotated[
+        list[str] | None, typer.Option("--detector", help=f"METHOD/PRESET, repeatable ({', '.join(DETECTORS)}).")
+    ] = None,
+    train_only: Annotated[bool, typer.Option("--train-only", help="Train the models, scan nothing.")] = False,
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
+    format_: o.FormatOption = o.Format.TABLE,
+) -> None:
+    """Train, scan, repair, verify and score the models of a split. What was done before is not done again."""
+    with progress_bar() as progress:
+        bench = Bench(data, output, parse_device(device), seed, progress)
+        scores = bench.run(grid.cases(split, only), () if train_only else tuple(detector or DETECTORS))
+    if format_ is o.Format.JSON:
+        print_json(to_json(scores))
+    else:
+        typer.echo(markdown(scores))
+
+
+@app.command("table")
+@guarded
+def table_command(output: FolderOption = Path("bench"), format_: o.FormatOption = o.Format.TABLE) -> None:
+    """Print the table of a benchmark folder (Markdown)."""
+    scores = read_scores(output)
+    if format_ is o.Format.JSON:
+        print_json(to_json(scores))
+    else:
+        typer.echo(markdown(scores))

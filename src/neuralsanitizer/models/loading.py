@@ -1,0 +1,268 @@
+"""From a weights file to a :class:`SuspectModel`, and back.
+
+The architecture comes from the registry, or from a function that the user names and vouches for; never from the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from neuralsanitizer.errors import ModelError, UsageError
+from neuralsanitizer.models import architectures
+from neuralsanitizer.models.architectures import Architecture
+from neuralsanitizer.models.formats import Weights, read_weights
+from neuralsanitizer.models.handle import Preprocessing, SuspectModel
+from neuralsanitizer.models.matching import match
+from neuralsanitizer.storage import write_atomically
+
+__all__ = ["load_model", "parse_device", "save_state_dict", "state_dict_hash"]
+
+Shape = tuple[int, int, int]
+_EIGHT_BIT = (0.0, 255.0)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    model_def: str | None = None,
+    labels: int | None = None,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    pixel_range: tuple[float, float] | None = None,
+    label_names: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> SuspectModel:
+    """Load a model from a weights file. No code that comes with the file is run.
+
+    Args:
+        path: safetensors, or a state_dict that ``torch.save`` wrote; told apart by content.
+        arch: Name in the registry (:func:`neuralsanitizer.models.architectures.names`).
+        model_def: ``package.module:function`` that makes the network instead; called with ``labels=...`` if it takes
+            that, else without arguments. This imports and runs your code.
+        labels: Number of labels; by default what fits the weights.
+        input_shape: (channels, height, width); by default what fits the weights. Needed with ``model_def``.
+        mean: Subtracted from pixel values, one value a channel or one for all; by default the architecture's.
+        std: Divides them afterwards.
+        pixel_range: The pixel values that black and white stand for, and the unit of ``mean`` and ``std``. By default
+            the unit is (0, 255) where a mean is beyond 1 in size or a std is, else (0, 1).
+        label_names: One name a label.
+        device: Where it is to run.
+
+    Raises:
+        UsageError: Options that make no sense together, or ``model_def`` cannot be called.
+        ModelError: The file cannot be read, or its weights do not fit.
+        RefusedError: Reading the file would run code that came with it.
+    """
+    path = Path(path)
+    if (arch is None) == (model_def is None):
+        raise UsageError(
+            f"give the architecture: --arch with one of {', '.join(architectures.names())}, or --model-def "
+            "package.module:function for a network of your own (one of the two)"
+        )
+    if labels is not None and labels < 2:
+        raise UsageError(f"a classifier has at least two labels, got {labels}")
+    weights = read_weights(path)
+    if arch is not None:
+        known = architectures.get(arch)
+        module, labels, input_shape, notes = _from_registry(known, weights, labels, input_shape)
+        preset, layer_names, architecture = known.preprocessing, known.layer_names, arch
+    else:
+        assert model_def is not None  # noqa: S101 - one of the two, checked above
+        module, labels, input_shape, notes = _from_definition(model_def, weights, labels, input_shape)
+        preset, layer_names, architecture = Preprocessing(), (), model_def
+    preprocessing, unit = _preprocessing(preset, mean, std, pixel_range)
+    return SuspectModel(
+        module,
+        input_shape,
+        labels,
+        preprocessing,
+        label_names=tuple(label_names or ()),
+        architecture=architecture,
+        name=path.name,
+        sha256=weights.sha256,
+        device=torch.device(device),
+        notes=(*weights.notes, *notes, *unit),
+        layer_names=layer_names,
+    )
+
+
+def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:
+    """Write a network's weights as safetensors, atomically.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    content = _serialise(module)
+    write_atomically(Path(path), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def state_dict_hash(module: nn.Module) -> str:
+    """SHA-256 of the file that :func:`save_state_dict` would write."""
+    return hashlib.sha256(_serialise(module)).hexdigest()
+
+
+def parse_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` (``cuda:1``) or ``mps`` stands for.
+
+    Raises:
+        UsageError: Unknown, or not available on this machine.
+
+    >>> parse_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if kind not in available or (number and not number.isdigit()):
+        raise UsageError(f"unknown device {name!r}: choose auto, cpu, cuda or mps")
+    if int(number or 0) >= available[kind]:
+        raise UsageError(f"the device {name!r} is not available on this machine: choose --device cpu, or auto")
+    return torch.device(name)
+
+
+def _serialise(module: nn.Module) -> bytes:
+    # Clones: safetensors refuses tensors that share memory, and keeps only contiguous ones.
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def _from_registry(
+    known: Architecture, weights: Weights, labels: int | None, input_shape: Shape | None
+) -> tuple[nn.Module, int, Shape, tuple[str, ...]]:
+    """The first shape of the architecture that the weights fit."""
+    failures: list[ModelError] = []
+    for shape, count in _candidates(known, weights, labels, input_shape):
+        channels, *size = shape
+        with torch.device("meta"):  # shapes without memory
+            sketch = architectures.build(known.name, count, channels, (size[0], size[1]))
+        try:
+            state, notes = match(weights.tensors, sketch)
+        except ModelError as error:
+            failures.append(error)
+            continue
+        module = architectures.build(known.name, count, channels, (size[0], size[1]))
+        module.load_state_dict(state)
+        return module, count, shape, notes
+    raise failures[0]
+
+
+def _candidates(
+    known: Architecture, weights: Weights, labels: int | None, input_shape: Shape | None
+) -> Iterator[tuple[Shape, int]]:
+    """Input shapes and numbers of labels to try, the likeliest first."""
+    matrices = [len(t) for t in weights.tensors.values() if t.ndim == 2]
+    counts = [labels] if labels is not None else _distinct(n for n in [*matrices[::-1], known.labels] if n >= 2)
+    if input_shape is not None:
+        shapes = [input_shape]
+    else:
+        depths = [t.shape[1] for t in weights.tensors.values() if t.ndim == 4 and t.shape[1] <= 4]
+        channels = _distinct([*depths, known.channels])
+        shapes = [(c, height, width) for height, width in known.sizes for c in channels]
+    return itertools.product(shapes, counts)
+
+
+def _distinct(numbers: Iterable[int]) -> list[int]:
+    return list(dict.fromkeys(numbers))
+
+
+def _from_definition(
+    model_def: str, weights: Weights, labels: int | None, input_shape: Shape | None
+) -> tuple[nn.Module, int, Shape, tuple[str, ...]]:
+    if input_shape is None:
+        raise UsageError("--model-def needs --input-shape CHANNELS,HEIGHT,WIDTH")
+    module = _call(_import_function(model_def), model_def, labels)
+    state, notes = match(weights.tensors, module)
+    module.load_state_dict(state)
+    return module, labels or _count_labels(module, input_shape), input_shape, notes
+
+
+def _import_function(model_def: str) -> Callable[..., object]:
+    name, colon, attribute = model_def.partition(":")
+    if not colon or not name or not attribute:
+        raise UsageError(f"--model-def takes package.module:function, got {model_def!r}")
+    try:
+        with _working_folder_importable():
+            found = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise UsageError(f"--model-def {model_def!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise UsageError(f"--model-def {model_def!r} is a {type(found).__name__}, not a function or class")
+    return found  # type: ignore[no-any-return]  # any callable; what it returns is checked
+
+
+@contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    """As ``python -m`` has it: the installed program would not find a module beside the user."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
+def _call(function: Callable[..., object], model_def: str, labels: int | None) -> nn.Module:
+    try:
+        takes_labels = "labels" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        takes_labels = False
+    try:
+        module = function(labels=labels) if takes_labels and labels is not None else function()
+    except Exception as error:  # the user's code may raise anything
+        raise UsageError(f"--model-def {model_def!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"--model-def {model_def!r} gave a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+@torch.no_grad()
+def _count_labels(module: nn.Module, input_shape: Shape) -> int:
+    try:
+        outputs = module.eval()(torch.zeros(2, *input_shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(f"the network does not take images of shape {input_shape} (--input-shape): {error}") from error
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise ModelError("the network should give one row of at least two logits an image")
+    return int(outputs.shape[1])
+
+
+def _preprocessing(
+    preset: Preprocessing,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    pixel_range: tuple[float, float] | None,
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """The architecture's preprocessing, or the user's, and a note if its unit had to be guessed."""
+    stored = pixel_range or _EIGHT_BIT
+    if mean is None and std is None:
+        return Preprocessing(preset.mean, preset.std, stored), ()
+    means, stds = tuple(mean or (0.0,)), tuple(std or (1.0,))
+    if pixel_range is not None:
+        return Preprocessing.from_raw(means, stds, pixel_range), ()
+    large = max(abs(m) for m in means) > 1 or max(stds) > 1
+    unit = _EIGHT_BIT if large else (0.0, 1.0)
+    raw = Preprocessing.from_raw(means, stds, unit)
+    note = f"mean and std were taken in units of pixel values from {unit[0]:g} to {unit[1]:g} (say so with --range)"
+    return Preprocessing(raw.mean, raw.std, stored), (note,)
