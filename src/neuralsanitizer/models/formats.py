@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ MAX_BYTES = 8 * 1024**3
 _MAX_ENTRIES = 100_000  # of a zip archive; the largest published checkpoints have a few thousand tensors
 _MAX_HEADER = 100_000_000  # of a safetensors file: the format's own limit
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+_TORCH_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl"}
 _PICKLE = b"\x80"
 _ZIP = b"PK\x03\x04"
 
@@ -87,17 +89,16 @@ def _read_bytes(path: Path) -> bytes:
 def _parse(content: bytes, path: Path) -> tuple[Any, tuple[str, ...]]:
     if content.startswith(_ZIP):
         _check_zip(content, path.name)
-        return _torch_load(content, path.name), _named(path, {".pt", ".pth", ".bin", ".ckpt", ".tar"}, "PyTorch")
-    if content.startswith(_PICKLE):
-        return _torch_load(content, path.name), _named(
-            path, {".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl"}, "PyTorch"
-        )
-    if content[8:9] == b"{":
-        _check_safetensors(content, path.name)
+        return _torch_load(content, path.name), _named(path, _TORCH_SUFFIXES, "PyTorch")
+    (length,) = struct.unpack("<Q", content[:8])
+    if content[8:9] == b"{" and (length <= len(content) or not content.startswith(_PICKLE)):
+        _check_safetensors(content, length, path.name)
         try:
             return safetensors.torch.load(content), _named(path, {".safetensors"}, "safetensors")
         except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError) as error:
             raise ModelError(f"{path.name} is a damaged safetensors file ({error})") from error
+    if content.startswith(_PICKLE):
+        return _torch_load(content, path.name), _named(path, _TORCH_SUFFIXES, "PyTorch")
     raise ModelError(
         f"{path.name} is of no format that can be read: its first bytes are {content[:4]!r}. "
         "Save the network's state_dict with safetensors.torch.save_file or torch.save"
@@ -111,9 +112,8 @@ def _named(path: Path, usual: set[str], format_: str) -> tuple[str, ...]:
     return (f"the file is named {path.suffix} but holds {format_} weights",)
 
 
-def _check_safetensors(content: bytes, name: str) -> None:
+def _check_safetensors(content: bytes, length: int, name: str) -> None:
     """What the safetensors library lets through or could stumble over."""
-    (length,) = struct.unpack("<Q", content[:8])
     if length > min(_MAX_HEADER, len(content) - 8):
         raise ModelError(f"{name} is a damaged safetensors file: its header claims {length} bytes")
 
@@ -161,9 +161,11 @@ def _check_zip(content: bytes, name: str) -> None:
 
 def _torch_load(content: bytes, name: str) -> Any:  # noqa: ANN401 - whatever it holds: checked next
     try:
-        return torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual but readable files; what cannot be read raises
+            return torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
+        wanted = re.search(r"(?:GLOBAL|global:?) (?!GLOBAL\b)([\w.]+)", str(error))
         if wanted is None:
             raise ModelError(f"{name} is damaged: it holds no state_dict that can be read") from error
         raise RefusedError(

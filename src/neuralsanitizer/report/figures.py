@@ -1,0 +1,157 @@
+"""Pictures and plots of a report, as data URIs and inline SVG."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from neuralsanitizer.records import Finding, LabelFinding, Trigger
+from neuralsanitizer.report.text import clean_text
+from neuralsanitizer.storage import to_picture
+
+__all__ = ["TriggerPictures", "picture_uri", "ranking_svg", "trigger_pictures"]
+
+_ROWS = 40  # labels that the ranking shows one a row: the smallest masks, and all that are not clean
+_LARGEST = 32  # pictures of smaller edges are stored as they are; larger ones are scaled down to 8 times this
+
+# Inferno's anchor colours: dark to bright in lightness too, so that it reads without colour vision
+_HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class TriggerPictures:
+    """A trigger in pictures, as data URIs.
+
+    Attributes:
+        mask: White where it covers the image.
+        pattern: What it covers it with.
+        applied: The pattern as far as the mask lets it through.
+        heat: Where the label's evidence lies, over a stamped example; empty where it was not computed.
+        examples: Pairs of a clean image and the same one stamped.
+    """
+
+    mask: str
+    pattern: str
+    applied: str
+    heat: str
+    examples: tuple[tuple[str, str], ...]
+
+
+def trigger_pictures(
+    trigger: Trigger, examples: npt.NDArray[np.uint8], labels: Sequence[int], count: int
+) -> TriggerPictures:
+    """Draw a trigger.
+
+    Args:
+        trigger: What to draw.
+        examples: uint8 (N, channels, height, width).
+        labels: Their labels; examples of the trigger's own label are passed over.
+        count: How many examples to stamp.
+    """
+    mask, pattern = trigger.mask, trigger.pattern
+    clean = [x.astype(np.float32) / 255 for x, y in zip(examples, labels, strict=True) if y != trigger.label][:count]
+    stamped = [x * (1 - mask) + pattern * mask for x in clean]
+    heat = ""
+    if trigger.heat is not None and stamped:
+        grey = stamped[0].mean(axis=0, keepdims=True)
+        heat = picture_uri(0.35 * grey + 0.65 * _heat_colours(trigger.heat))
+    return TriggerPictures(
+        mask=picture_uri(mask[None]),
+        pattern=picture_uri(pattern),
+        applied=picture_uri(pattern * mask),
+        heat=heat,
+        examples=tuple((picture_uri(a), picture_uri(b)) for a, b in zip(clean, stamped, strict=True)),
+    )
+
+
+def picture_uri(values: npt.NDArray[np.floating]) -> str:
+    """A PNG data URI of pixel values in [0, 1], (channels, height, width); not 1 or 3 channels: their mean."""
+    picture = to_picture(values.astype(np.float32))
+    if picture.shape[0] not in {1, 3}:
+        picture = picture.mean(axis=0, keepdims=True).astype(np.uint8)
+    image = Image.fromarray(picture[0] if picture.shape[0] == 1 else picture.transpose(1, 2, 0))
+    image.thumbnail((8 * _LARGEST, 8 * _LARGEST))
+    buffer = BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _heat_colours(heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    place = np.clip(heat, 0, 1) * (len(_HEAT) - 1)
+    colours = [np.interp(place, range(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)]
+    return np.stack(colours) / 255
+
+
+def ranking_svg(labels: Sequence[LabelFinding], pixels: int) -> str:
+    """All labels by mask size, smallest first: a row a label, its finding told by shape, colour and word.
+
+    Args:
+        labels: Findings.
+        pixels: Of one image.
+
+    Returns:
+        An ``<svg>`` element; colours come from the page's classes.
+    """
+    ranked = sorted(labels, key=lambda f: f.mask_size)
+    marked = [f for f in ranked if f.finding is not Finding.CLEAN]
+    shown = (
+        ranked if len(ranked) <= _ROWS else sorted({id(f): f for f in [*marked, *ranked]}.values(), key=_first)[:_ROWS]
+    )
+    shown = sorted(shown, key=lambda f: f.mask_size)
+    left, right, row, top = 150, 150, 24, 30
+    width, height = 760, top + row * len(shown) + 34
+    largest = _round_up(max([f.mask_size for f in ranked] + [1.0]))
+    scale = (width - left - right) / largest
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" xmlns="http://www.w3.org/2000/svg" class="plot">',
+        "<title>Mask size of every label's reconstructed trigger</title>",
+    ]
+    for tick in range(5):
+        x = left + scale * largest * tick / 4
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 30}"/>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{top - 12}" text-anchor="middle">{largest * tick / 4:g}</text>'
+        )
+    for i, f in enumerate(shown):
+        parts += _row(f, top + row * i + row / 2, left, scale, pixels)
+    note = "pixels that the mask covers"
+    if len(shown) < len(ranked):
+        note += f" (the {len(shown)} smallest and marked of {len(ranked)} labels)"
+    parts.append(f'<text class="tick" x="{left}" y="{height - 8}">{note}</text></svg>')
+    return "".join(parts)
+
+
+def _first(finding: LabelFinding) -> tuple[bool, float]:
+    return finding.finding is Finding.CLEAN, finding.mask_size
+
+
+def _row(f: LabelFinding, y: float, left: float, scale: float, pixels: int) -> list[str]:
+    x = left + scale * f.mask_size
+    kind = f.finding.value
+    shape = {
+        Finding.INFECTED: f'<path class="{kind}" d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7-7z"/>',
+        Finding.CLEAN: f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
+        Finding.INCONCLUSIVE: f'<path class="{kind}" d="M{x:.1f} {y - 7:.1f}l7 12h-14z"/>',
+    }[f.finding]
+    name = str(f.label) if f.name == str(f.label) else f"{f.label} {clean_text(f.name, 16)}"
+    said = f"{f.mask_size:.0f} px ({f.mask_size / pixels:.0%}), {f.attack_success:.0%}"
+    word = "" if f.finding is Finding.CLEAN else f" {kind}"
+    return [
+        f'<line class="stem" x1="{left}" x2="{x:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
+        shape,
+        f'<text class="name {kind}" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>',
+        f'<text class="said" x="{x + 12:.1f}" y="{y + 4:.1f}">{said}{word}</text>',
+    ]
+
+
+def _round_up(value: float) -> float:
+    """The next number of one or two figures that four divides evenly enough for ticks."""
+    step = 10 ** max(0, len(str(int(value))) - 2)
+    return float(-(-value // (4 * step)) * 4 * step)

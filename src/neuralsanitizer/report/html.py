@@ -1,0 +1,93 @@
+"""The report page: one file, no JavaScript, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from neuralsanitizer.records import Finding, LabelFinding, to_json
+from neuralsanitizer.report.figures import TriggerPictures, ranking_svg, trigger_pictures
+from neuralsanitizer.report.text import clean_text
+from neuralsanitizer.storage import SavedRun
+
+__all__ = ["render_html"]
+
+_CARDS = 12  # labels shown with all their pictures; a model may have thousands of infected ones
+_EXAMPLES = 4
+_HEADLINES = {
+    Finding.INFECTED: "Infected",
+    Finding.CLEAN: "No backdoor found",
+    Finding.INCONCLUSIVE: "Inconclusive",
+}
+_SYMBOLS = {Finding.INFECTED: "◆", Finding.CLEAN: "●", Finding.INCONCLUSIVE: "▲"}
+
+
+def render_html(saved: SavedRun) -> str:
+    """The page of a run: verdict, triggers, ranking, repair and proof, assumptions, provenance.
+
+    Every text is escaped; names lose control characters and marks that reorder text.
+    """
+    run = saved.run
+    labels = run.verdict.labels
+    marked = [f for f in labels if f.finding is not Finding.CLEAN]
+    marked.sort(key=lambda f: (f.finding is not Finding.INFECTED, f.mask_size))
+    pixels = run.model.input_shape[1] * run.model.input_shape[2]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            repair=saved.repair,
+            verification=saved.verification,
+            headline=_HEADLINES[run.verdict.finding],
+            pixels=pixels,
+            cards=[(f, _pictures(saved, f)) for f in marked[:_CARDS]],
+            more=max(0, len(marked) - _CARDS),
+            # The SVG is built from numbers and names that it escapes itself.
+            ranking=Markup(ranking_svg(labels, pixels)) if labels else "",  # noqa: S704
+            table=labels
+            if len(labels) <= _LONGEST_TABLE
+            else sorted(labels, key=lambda f: f.mask_size)[:_LONGEST_TABLE],
+            metric_names=sorted({name for f in labels for name in f.metrics}),
+            settings=json.dumps(to_json(run.settings), indent=2),
+        )
+    )
+
+
+_LONGEST_TABLE = 2000
+
+
+def _pictures(saved: SavedRun, finding: LabelFinding) -> TriggerPictures | None:
+    trigger = saved.triggers.get(finding.label)
+    if trigger is None:
+        return None
+    return trigger_pictures(trigger, saved.examples, saved.example_labels.tolist(), _EXAMPLES)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("neuralsanitizer.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Any] = {
+        "clean": clean_text,
+        "percent": lambda value, digits=1: f"{value:.{digits}%}",
+        "symbol": lambda finding: _SYMBOLS[finding],
+        "name": _name,
+    }
+    environment.filters.update(filters)
+    return environment
+
+
+def _name(finding: LabelFinding) -> str:
+    """``label 7``, or ``label 14 (stop)`` where it has a name of its own."""
+    number = f"label {finding.label}"
+    return number if finding.name == str(finding.label) else f"{number} ({clean_text(finding.name, 60)})"
