@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from neuralsanitizer.config import NEURAL_CLEANSE_PRESETS, PRESETS, UnlearnConfig, VerifyConfig
+from neuralsanitizer.config import NEURAL_CLEANSE_PRESETS, PRESETS, UNLEARN_PRESETS, UnlearnConfig, VerifyConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.base import Detector, Scan
@@ -30,6 +30,7 @@ from neuralsanitizer.storage import RunFolder, SavedRun, to_picture
 __all__ = ["METHODS", "RepairResult", "build_detector", "repair", "scan", "verify"]
 
 METHODS = ("neural-sanitizer", "neural-cleanse")
+_HELD_OUT = 0.2  # share of the clean set that repairs are measured on
 _EXAMPLES = 8  # clean images that a run folder keeps, for its pictures
 _EXAMPLES_FOR_MEASURING = 200  # images that attack success is measured on before and after a repair
 
@@ -142,7 +143,7 @@ def repair(
         run: The scan, or its folder; in its folder the repair is recorded too.
         clean: Clean images; the same set as for the scan, or another of the task.
         output: File to write the repaired weights to (safetensors).
-        config: Settings of the unlearning.
+        config: Settings of the unlearning; by default those of the scan's preset.
         seed: All randomness derives from it.
         progress: Where to say how far it is.
 
@@ -150,14 +151,15 @@ def repair(
         RunError: The run is of another model.
         UsageError: The run found no infected label.
     """
-    started, config, progress = time.perf_counter(), config or UnlearnConfig(), progress or NoProgress()
+    started, progress = time.perf_counter(), progress or NoProgress()
     folder, saved = _open(run)
+    config = config or UNLEARN_PRESETS.get(saved.run.preset, UnlearnConfig())
     _check_same_model(model, saved)
     removed = [(0, saved.triggers[label]) for label in saved.run.verdict.infected_labels]
     if not removed:
         raise UsageError("the scan found no infected label: there is nothing to repair")
     mitigation = Unlearn(config)
-    held_out, work = clean.split([0.2], derive_seed(seed, "held-out"))
+    held_out, work = _parted(clean, seed)
     references = _references_of(folder)
     clock = {"unlearn": 0.0, "rescan": 0.0}
     complete = False
@@ -232,7 +234,8 @@ def verify(
     _check_same_model(model, saved)
     seed = derive_seed(saved.run.seed, "verify") if seed is None else seed
     repaired.recognise_output(clean.images[:8])
-    held_out, _ = clean.split([0.2], derive_seed(seed, "held-out"))
+    # What the repair did not train on, if it was given the same clean set.
+    held_out, _ = _parted(clean, saved.repair.seed if saved.repair else seed)
     triggers = list(saved.repair_triggers) or [saved.triggers[label] for label in saved.run.verdict.infected_labels]
     origin = [t.round for t in saved.repair.triggers] if saved.repair else [0] * len(triggers)
     fresh = scan(
@@ -326,6 +329,12 @@ def _check_same_model(model: SuspectModel, saved: SavedRun) -> None:
         )
     if model.output != saved.run.model.output:
         model.output = saved.run.model.output
+
+
+def _parted(clean: CleanSet, seed: int) -> tuple[CleanSet, CleanSet]:
+    """What a repair is measured on, and what it trains on."""
+    held_out, work = clean.split([_HELD_OUT], derive_seed(seed, "held-out"))
+    return held_out, work
 
 
 def _references_of(folder: RunFolder | None) -> Store:

@@ -20,7 +20,19 @@ from neuralsanitizer.execution.store import MemoryStore, Part, Store
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, SelfCheck, Trigger, Verdict
 
-__all__ = ["Context", "Detector", "Evidence", "Scan"]
+__all__ = ["CannotJudgeError", "Context", "Detector", "Evidence", "Scan"]
+
+
+class CannotJudgeError(Exception):
+    """A method lacks what it needs to judge this model; the scan ends as inconclusive, with the reason.
+
+    Attributes:
+        references: What was made in vain.
+    """
+
+    def __init__(self, reason: str, references: tuple[ReferenceRecord, ...]) -> None:
+        super().__init__(reason)
+        self.references = references
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +146,11 @@ class Detector(ABC):
 
     @abstractmethod
     def prepare(self, context: Context) -> tuple[Any, tuple[ReferenceRecord, ...]]:
-        """Make what all labels need (references), and say what was made."""
+        """Make what all labels need (references), and say what was made.
+
+        Raises:
+            CannotJudgeError: It cannot be made for this model.
+        """
 
     @abstractmethod
     def examine(self, context: Context, prepared: Any, labels: Sequence[int]) -> list[Evidence]:  # noqa: ANN401
@@ -184,7 +200,11 @@ class Detector(ABC):
         held_out, work = clean.split([self.self_check_config.held_out_share], derive_seed(seed, "held-out"))
         progress = progress or NoProgress()
         context = Context(suspect, work, held_out, seed, progress, store or MemoryStore(), clock)
-        prepared, references = self.prepare(context)
+        try:
+            prepared, references = self.prepare(context)
+        except CannotJudgeError as error:
+            clock["total"] = time.perf_counter() - started
+            return Scan(_inconclusive(str(error)), {}, error.references, check, clock)
         evidence = self._examine_all(context, prepared, wanted)
         verdict = self._with_thin_evidence(self.judge(suspect, evidence), clean)
         clock["total"] = time.perf_counter() - started

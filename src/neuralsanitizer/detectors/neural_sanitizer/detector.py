@@ -1,22 +1,23 @@
-"""NeuralSanitizer: tune -> reconstruct -> preserve -> transfer -> verdict."""
+"""NeuralSanitizer: tune -> reconstruct -> preserve -> transfer -> calibrate -> verdict."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
 from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, SelfCheckConfig
-from neuralsanitizer.detectors.base import Context, Detector, Evidence
+from neuralsanitizer.detectors.base import CannotJudgeError, Context, Detector, Evidence
 from neuralsanitizer.detectors.measure import success_rates
+from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_sizes, stand_ins
 from neuralsanitizer.detectors.neural_sanitizer.preserve import preserve
 from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Reconstruction, reconstruct
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
-from neuralsanitizer.detectors.neural_sanitizer.verdict import decide
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SIZE, decide, is_candidate
 from neuralsanitizer.execution.store import Part
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
@@ -64,21 +65,29 @@ class NeuralSanitizer(Detector):
     def prepare(self, context: Context) -> tuple[_References, tuple[ReferenceRecord, ...]]:
         """Make the references: guides for the reconstruction, others for the transfer test."""
         config = self.config.references
-        plans = [("guide", plan) for plan in config.guides] + [("test", plan) for plan in config.tests]
+        plans: list[tuple[str, ReferencePlan]] = [("guide", plan) for plan in config.guides] + [
+            ("test", plan) for plan in config.tests
+        ]
         context.progress.start("make references", sum(reference_steps(plan, config) for _, plan in plans))
+        made: list[Reference] = []
         with context.timed("references"):
-            made = [self._reference(context, role, i, plan) for i, (role, plan) in enumerate(plans)]
+            for number, (role, plan) in enumerate(plans):
+                made += self._attempts(context, role, number, plan)
         usable = [r for r in made if r.record.usable]
+        records = tuple(r.record for r in made)
+        if {r.record.role for r in usable} != {role for role, _ in plans}:
+            raise CannotJudgeError(
+                "no reference came close enough to the model on clean images: more of them are needed", records
+            )
         references = _References(
             guides=tuple(r for r in usable if r.record.role == "guide"),
             tests=tuple(r for r in usable if r.record.role == "test"),
         )
-        total = self.config.reconstruct.steps * context.suspect.labels
-        context.progress.start("reconstruct triggers", total)
-        return references, tuple(r.record for r in made)
+        return references, records
 
     def examine(self, context: Context, prepared: _References, labels: Sequence[int]) -> list[Evidence]:
-        """Reconstruct, preserve, and test for transfer."""
+        """Reconstruct, preserve, test for transfer, and compare with the size without a backdoor."""
+        context.progress.start(f"reconstruct triggers ({_range(labels)})", self.config.reconstruct.steps * len(labels))
         with context.timed("reconstruct"):
             reconstructions = reconstruct(
                 context.suspect,
@@ -100,7 +109,7 @@ class NeuralSanitizer(Detector):
             tests = [(r.record.name, r.model) for r in prepared.tests]
             guides = [r.model for r in prepared.guides]
             matrix = transfer_matrix(tests, triggers, held_out, images, context.seed)
-            return [
+            evidence = [
                 Evidence(
                     trigger=trigger,
                     attack_success=success_rates([suspect], trigger, held_out, images, context.seed)[0],
@@ -109,13 +118,51 @@ class NeuralSanitizer(Detector):
                 )
                 for trigger, rates, made in zip(triggers, matrix.rates, reconstructions, strict=True)
             ]
+        with context.timed("calibrate"):
+            return self._with_clean_sizes(context, prepared, evidence)
 
     def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
         """Weigh attack success, transfer and size."""
         return decide(suspect, evidence, self.config)
 
-    def _reference(self, context: Context, role: str, number: int, plan: ReferencePlan) -> Reference:
-        name = f"{role}-{number}-{plan.name}"
+    def _with_clean_sizes(
+        self, context: Context, references: _References, evidence: Sequence[Evidence]
+    ) -> list[Evidence]:
+        """Add to each label that may be infected the mask size that it would have without a backdoor."""
+        guides, tests = [r.model for r in references.guides], [r.model for r in references.tests]
+        models = stand_ins(guides, tests, self.config.verdict.stand_ins)
+        labels = [e.trigger.label for e in evidence if is_candidate(e, context.suspect.labels, self.config)]
+        if not models or not labels:
+            return list(evidence)
+        steps = self.config.reconstruct.steps * len(labels) * len(models)
+        context.progress.start(f"compare with clean models ({_range(labels)})", steps)
+        sizes = clean_sizes(
+            models,
+            context.clean,
+            labels,
+            config=self.config.reconstruct,
+            seed=context.seed,
+            advance=context.progress.advance,
+        )
+        by_label = dict(zip(labels, sizes, strict=True))
+        return [
+            replace(e, metrics={**e.metrics, CLEAN_SIZE: by_label[e.trigger.label]})
+            if e.trigger.label in by_label
+            else e
+            for e in evidence
+        ]
+
+    def _attempts(self, context: Context, role: str, number: int, plan: ReferencePlan) -> list[Reference]:
+        """A reference, and before it those that came out unusable. One of three once collapsed (measured)."""
+        made: list[Reference] = []
+        for attempt in range(self.config.references.attempts):
+            name = f"{role}-{number}-{plan.name}" + (f"-again-{attempt}" if attempt else "")
+            made.append(self._reference(context, role, plan, name))
+            if made[-1].record.usable:
+                break
+        return made
+
+    def _reference(self, context: Context, role: str, plan: ReferencePlan, name: str) -> Reference:
         kept = context.store.get(f"reference-{name}")
         if kept is not None:
             return _reference_from(context.suspect, kept)
@@ -139,6 +186,10 @@ def _reference_from(suspect: SuspectModel, part: Part) -> Reference:
     module = copy.deepcopy(suspect.module)
     module.load_state_dict({key: torch.from_numpy(value) for key, value in part.arrays.items()})
     return Reference(suspect.with_module(module), from_json(ReferenceRecord, part.meta))
+
+
+def _range(labels: Sequence[int]) -> str:
+    return f"label {labels[0]}" if len(labels) == 1 else f"{len(labels)} labels from {labels[0]} to {labels[-1]}"
 
 
 def _metrics(made: Reconstruction, guided: Sequence[float]) -> dict[str, float]:

@@ -108,7 +108,7 @@ def make_reference(
 def reference_steps(plan: ReferencePlan, config: ReferenceConfig) -> int:
     """The most optimiser steps that a reference takes."""
     if plan.kind != "tuned":
-        return config.fresh_steps
+        return sum(config.fresh_cycles)
     return _frozen_steps(plan, config) + config.steps
 
 
@@ -162,8 +162,12 @@ def _fit_fresh(job: _Job, mixing: float, teach: Callable[[Tensor, Tensor], Tenso
         with torch.no_grad():
             return student.normalise(inputs), teach(inputs, true_labels)
 
-    schedule = Schedule(config.fresh_steps, config.fresh_learning_rate, one_cycle=True)
-    fit(student.module, sample, schedule, loss=_loss_on(student), advance=job.advance)
+    wanted = job.suspect.predict(images)
+    for steps in config.fresh_cycles:
+        schedule = Schedule(steps, config.fresh_learning_rate, one_cycle=True)
+        fit(student.module, sample, schedule, loss=_loss_on(student), advance=job.advance)
+        if float((student.predict(images) == wanted).float().mean()) >= config.enough_agreement:
+            break
 
 
 def _loss_on(student: SuspectModel) -> Callable[[Tensor, Tensor], Tensor]:
