@@ -164,7 +164,9 @@ def header(text, length=None):
         b"just some text, nothing else in here",
         header("{}", 2**63),
         header('{"a": 1}' + " " * 40),
-        header('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}')
+        header(
+            '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        )
         + b"\0\0\0\0",
         header('{"a":{"dtype":"F32","shape":[9999999999,9999999999],"data_offsets":[0,4]}}') + b"\0\0\0\0",
         header("[" * 100_000 + " " * 8).replace(b"[", b"{", 1),
