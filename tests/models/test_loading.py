@@ -261,9 +261,15 @@ def test_a_network_of_the_users_own_that_ends_in_a_softmax(tmp_path, own_module)
 
 @pytest.mark.parametrize(
     ("model_def", "reason"),
-    [("make", "package.module:function"), ("{}:none", "cannot be imported"), ("{}:broken", "no weights here"),
-     ("{}:answer", "not a function"), ("no_such_module_anywhere:f", "cannot be imported"), ("builtins:dict", "not a torch")],
-)  # fmt: skip
+    [
+        ("make", "package.module:function"),
+        ("{}:none", "cannot be imported"),
+        ("{}:broken", "no weights here"),
+        ("{}:answer", "not a function"),
+        ("no_such_module_anywhere:f", "cannot be imported"),
+        ("builtins:dict", "not a torch"),
+    ],
+)
 def test_definitions_that_cannot_be_used_say_why(tmp_path, own_module, network, model_def, reason):
     save_state_dict(network, tmp_path / "m.safetensors")
     with pytest.raises(UsageError, match=reason):
