@@ -11,6 +11,7 @@ import typer
 from neuralsanitizer import report
 from neuralsanitizer.cli.console import guarded, print_json, stderr, stdout
 from neuralsanitizer.cli.scan import write_page
+from neuralsanitizer.errors import UsageError
 from neuralsanitizer.storage import RunFolder
 
 __all__ = ["report_command"]
@@ -27,16 +28,20 @@ class ReportFormat(StrEnum):
 @guarded
 def report_command(
     run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
-    format_: Annotated[ReportFormat, typer.Option("--format", help="table, json, or html: write the page.")] = (
-        ReportFormat.TABLE
-    ),
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where html goes (default: in RUN).")] = None,
+    format_: Annotated[
+        ReportFormat | None, typer.Option("--format", help="table (default), json, or html: write the page.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write the HTML page (default: in RUN).")
+    ] = None,
 ) -> None:
-    """Show a run: a table or JSON on stdout, or the HTML page."""
+    """Show a run: a table or JSON on stdout, or the HTML page. ``--output`` alone asks for the page."""
+    if output is not None and format_ not in {None, ReportFormat.HTML}:
+        raise UsageError(f"--output is for the HTML page; --format {format_} goes to stdout")
     saved = RunFolder(run).read()
     if format_ is ReportFormat.JSON:
         print_json(report.run_json(saved))
-    elif format_ is ReportFormat.TABLE:
+    elif format_ is not ReportFormat.HTML and output is None:
         report.print_run(saved, stdout())
     else:
         page = write_page(saved, output or run / "report.html")

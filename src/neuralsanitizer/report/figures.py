@@ -105,8 +105,9 @@ def ranking_svg(labels: Sequence[LabelFinding], pixels: int) -> str:
         ranked if len(ranked) <= _ROWS else sorted({id(f): f for f in [*marked, *ranked]}.values(), key=_first)[:_ROWS]
     )
     shown = sorted(shown, key=lambda f: f.mask_size)
-    left, right, row, top = 150, 150, 24, 30
-    width, height = 760, top + row * len(shown) + 34
+    # Room for the longest name and for what is said beside the last dot, in the type of narrow screens (report.css).
+    left, right, row, top = 24 + 10 * max(len(_row_name(f)) for f in shown), 190, 24, 30
+    width, height = left + 320 + right, top + row * len(shown) + 34
     largest = _round_up(max([f.mask_size for f in ranked] + [1.0]))
     scale = (width - left - right) / largest
     parts = [
@@ -140,15 +141,18 @@ def _row(f: LabelFinding, y: float, left: float, scale: float, pixels: int) -> l
         Finding.CLEAN: f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
         Finding.INCONCLUSIVE: f'<path class="{kind}" d="M{x:.1f} {y - 7:.1f}l7 12h-14z"/>',
     }[f.finding]
-    name = str(f.label) if f.name == str(f.label) else f"{f.label} {clean_text(f.name, 16)}"
     said = f"{f.mask_size:.0f} px ({f.mask_size / pixels:.0%}), {f.attack_success:.0%}"
     word = "" if f.finding is Finding.CLEAN else f" {kind}"
     return [
         f'<line class="stem" x1="{left}" x2="{x:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
         shape,
-        f'<text class="name {kind}" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>',
+        f'<text class="name {kind}" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(_row_name(f))}</text>',
         f'<text class="said" x="{x + 12:.1f}" y="{y + 4:.1f}">{said}{word}</text>',
     ]
+
+
+def _row_name(f: LabelFinding) -> str:
+    return str(f.label) if f.name == str(f.label) else f"{f.label} {clean_text(f.name, 16)}"
 
 
 def _round_up(value: float) -> float:

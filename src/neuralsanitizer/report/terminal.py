@@ -17,6 +17,7 @@ __all__ = ["print_repair", "print_run", "print_verification"]
 _STYLES = {Finding.INFECTED: "bold red", Finding.CLEAN: "green", Finding.INCONCLUSIVE: "bold yellow"}
 _ALL = 20  # up to so many labels the table has them all
 _SMALLEST = 10  # beyond, these beside the infected and the open ones
+_WIDE = 120  # columns from which on the table has room for every label's reason
 
 
 def print_run(saved: SavedRun, console: Console) -> None:
@@ -83,7 +84,9 @@ def _print_labels(labels: Sequence[LabelFinding], pixels: int, console: Console)
     table.add_column("finding")
     for heading in ("success", "mask", "transfer"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
+    wide = console.width >= _WIDE
+    if wide:
+        table.add_column("why", overflow="fold")
     for f in shown:
         name = f"{f.label}" if f.name == str(f.label) else f"{f.label} {clean_text(f.name, 40)}"
         transfer = f"{max(f.transfer):.0%}" if f.transfer else "-"
@@ -93,11 +96,15 @@ def _print_labels(labels: Sequence[LabelFinding], pixels: int, console: Console)
             f"{f.attack_success:.0%}",
             f"{f.mask_size:.0f} px {f.mask_size / pixels:.0%}",
             transfer,
-            Text(clean_text(f.reason)),
+            *([Text(clean_text(f.reason))] if wide else []),
         )
     console.print(table)
     if len(shown) < len(labels):
         _say(console, f"... and {len(labels) - len(shown)} more clean labels with larger masks", "dim")
+    if not wide:
+        for f in shown:
+            if f.finding is not Finding.CLEAN:
+                _say(console, f"label {f.label}: {clean_text(f.reason)}")
 
 
 def _print_triggers(triggers: Iterable[RepairedTrigger], console: Console) -> None:
