@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from neuralsanitizer.config import NEURAL_CLEANSE_PRESETS, PRESETS, UNLEARN_PRESETS, UnlearnConfig, VerifyConfig
+from neuralsanitizer.config import (
+    NEURAL_CLEANSE_PRESETS,
+    PRESETS,
+    UNLEARN_PRESETS,
+    NeuralCleanseConfig,
+    NeuralSanitizerConfig,
+    UnlearnConfig,
+    VerifyConfig,
+)
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.base import Detector, Scan
@@ -24,10 +32,10 @@ from neuralsanitizer.mitigation.unlearn import Unlearn
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.loading import save_state_dict, state_dict_hash
 from neuralsanitizer.provenance import environment, now, resume_key
-from neuralsanitizer.records import Finding, Repair, RepairedTrigger, Run, Trigger, Verification
+from neuralsanitizer.records import Finding, Repair, RepairedTrigger, Run, Trigger, Verification, from_json, to_json
 from neuralsanitizer.storage import RunFolder, SavedRun, to_picture
 
-__all__ = ["METHODS", "RepairResult", "build_detector", "repair", "scan", "verify"]
+__all__ = ["METHODS", "RepairResult", "build_detector", "detector_of", "repair", "scan", "verify"]
 
 METHODS = ("neural-sanitizer", "neural-cleanse")
 _HELD_OUT = 0.2  # share of the clean set that repairs are measured on
@@ -65,6 +73,20 @@ def build_detector(method: str, preset: str = "default") -> Detector:
         if method == "neural-cleanse"
         else NeuralSanitizer(PRESETS[preset])
     )
+
+
+def detector_of(run: Run) -> Detector:
+    """The detector that made a run, with the run's own settings.
+
+    Raises:
+        UsageError: The run was made by a detector that is none of :data:`METHODS`.
+        RunError: The settings are not those of this version.
+    """
+    if run.method not in METHODS:
+        raise UsageError(f"the run was made by {run.method!r}, not by one of {', '.join(METHODS)}: scan with one of them")
+    if run.method == "neural-cleanse":
+        return NeuralCleanse(from_json(NeuralCleanseConfig, run.settings))
+    return NeuralSanitizer(from_json(NeuralSanitizerConfig, run.settings))
 
 
 def scan(
@@ -112,7 +134,7 @@ def scan(
         seed=seed,
         model=model.record(),
         data=data,
-        settings=detector.settings,
+        settings=to_json(detector.settings),
         environment=environment(model.device),
         self_check=found.self_check,
         references=found.references,
@@ -189,7 +211,7 @@ def repair(
         source_sha256=model.sha256,
         repaired_sha256=digest,
         output=Path(output).name if output is not None else "",
-        settings=asdict(config),
+        settings=to_json(config),
         clean_accuracy_before=model.accuracy(held_out.images, held_out.labels),
         clean_accuracy_after=repaired.accuracy(held_out.images, held_out.labels),
         held_out_images=len(held_out),
@@ -238,9 +260,7 @@ def verify(
     held_out, _ = _parted(clean, saved.repair.seed if saved.repair else seed)
     triggers = list(saved.repair_triggers) or [saved.triggers[label] for label in saved.run.verdict.infected_labels]
     origin = [t.round for t in saved.repair.triggers] if saved.repair else [0] * len(triggers)
-    fresh = scan(
-        repaired, clean, method=saved.run.method, preset=saved.run.preset, seed=seed, output=output, progress=progress
-    )
+    fresh = scan(repaired, clean, method=detector_of(saved.run), seed=seed, output=output, progress=progress)
     before = model.accuracy(held_out.images, held_out.labels)
     after = repaired.accuracy(held_out.images, held_out.labels)
     measured = _before_and_after(model, repaired, triggers, origin, held_out, seed)
@@ -292,7 +312,7 @@ def _scan_again(
 
     They were made from the model before repair, on clean images alone: they stand for the repaired model as well.
     """
-    detector = build_detector(saved.run.method, saved.run.preset)
+    detector = detector_of(saved.run)
     labels = saved.run.verdict.infected_labels
     store = ReadThroughStore(references, prefix="reference-")
     return detector.scan(repaired, clean, seed=seed, labels=labels, progress=progress, store=store)

@@ -287,7 +287,7 @@ class Run:
         seed: The seed that all of the run's randomness derives from.
         model: Which model.
         data: Which clean set.
-        settings: Every setting of the method, nested as in :mod:`neuralsanitizer.config`.
+        settings: Every setting of the method, nested as in :mod:`neuralsanitizer.config`, in JSON's types.
         environment: Versions and machine.
         self_check: Accuracy on the clean set.
         references: The reference models, used or not.
@@ -335,7 +335,7 @@ class Repair:
 
     Attributes:
         created: ISO 8601 time, UTC.
-        method: Name of the mitigation, for example ``unlearn``.
+        method: Name of the mitigation, for example ``unlearning``.
         seed: The seed it started from.
         source_sha256: Hash of the model it started from.
         repaired_sha256: Hash of the file it wrote (empty until it is written).
@@ -463,6 +463,9 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return {key: _decode(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(cast("type", kind), data, where)
+    if origin is typing.Literal:
+        _expect(data in arguments, where, f"one of {list(arguments)}", data)
+        return data
     if isinstance(kind, type) and issubclass(kind, Enum):
         _expect(data in [e.value for e in kind], where, f"one of {[e.value for e in kind]}", data)
         return kind(data)

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.errors import DataError, UsageError
 from neuralsanitizer.execution.progress import NoProgress, Progress
 from neuralsanitizer.execution.store import MemoryStore, Part, Store
-from neuralsanitizer.models.handle import SuspectModel
+from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, SelfCheck, Trigger, Verdict
 
 __all__ = ["CannotJudgeError", "Context", "Detector", "Evidence", "Scan"]
@@ -266,28 +266,70 @@ def self_check(suspect: SuspectModel, clean: CleanSet, config: SelfCheckConfig) 
         note = "the clean set has images of one label only: nothing can be told from it"
     elif len(clean) < _LEAST_IMAGES:
         note = f"the clean set has {len(clean)} images; at least {_LEAST_IMAGES} are needed, better 100 a label"
-    elif accuracy < chance + config.least_gain_over_chance * (1 - chance):
-        note = _likely_reason(predictions, clean, accuracy, suspect.labels)
+    elif accuracy < (needed := chance + config.least_gain_over_chance * (1 - chance)):
+        note = _likely_reason(suspect, predictions, clean, accuracy, needed)
     return SelfCheck(accuracy, chance, len(clean), not note, note)
 
 
 _LEAST_IMAGES = 40  # below it a fifth held out gives attack success in steps of more than a tenth
 
 
-def _likely_reason(predictions: torch.Tensor, clean: CleanSet, accuracy: float, labels: int) -> str:
+_NORMALISATIONS: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = (
+    ((0.0,), (1.0,)),
+    ((0.5,), (0.5,)),
+    ((0.5,), (1.0,)),
+    ((0.1307,), (0.3081,)),
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    ((0.0,), (1 / 255,)),
+)
+"""Mean and std, of pixel values in [0, 1], that people train with: none, to [-1, 1], to [-0.5, 0.5], MNIST's, ImageNet's,
+CIFAR-10's, and raw 8-bit values."""
+_TRIED_IMAGES = 500  # enough to tell a sound model from one near chance
+
+
+def _likely_reason(
+    suspect: SuspectModel, predictions: torch.Tensor, clean: CleanSet, accuracy: float, needed: float
+) -> str:
     named = f"the model names only {accuracy:.1%} of the clean images rightly"
+    votes = torch.zeros(suspect.labels, suspect.labels)
+    votes.index_put_((clean.labels, predictions), torch.ones(1), accumulate=True)
+    present = votes.sum(dim=1) > 0
+    renamed = votes.argmax(dim=1)[present]
+    if float(votes.max(dim=1).values.sum()) / len(clean) > 0.8 and len(renamed.unique()) == len(renamed):
+        return f"{named}, but confuses labels one for one: the clean set numbers them in another order than the model"
+    remedy = _better_input(suspect, clean, needed)
+    if remedy:
+        return f"{named}; {remedy}"
     distinct = predictions.unique()
     if len(distinct) == 1:
         return (
             f"{named}: it gives label {int(distinct[0])} to every image. Is the file complete, and --mean/--std right?"
         )
-    votes = torch.zeros(labels, labels).index_put_((clean.labels, predictions), torch.ones(1), accumulate=True)
-    if float(votes.max(dim=1).values.sum()) / len(clean) > 0.8:
-        return f"{named}, but confuses labels one for one: the clean set numbers them in another order than the model"
     return (
         f"{named}: most likely the preprocessing is not the one it was trained with "
-        "(--mean, --std, --range, channel order), or the clean set is of another task"
+        "(--mean, --std, --range), or the clean set is of another task"
     )
+
+
+def _better_input(suspect: SuspectModel, clean: CleanSet, needed: float) -> str:
+    """Which of the usual ways to feed a network makes this one do its job; empty if none does."""
+    some = torch.linspace(0, len(clean) - 1, min(len(clean), _TRIED_IMAGES)).long()
+    images, labels = clean.images[some], clean.labels[some]
+    channels = suspect.input_shape[0]
+    low, high = suspect.preprocessing.pixel_range
+    for mean, std in _NORMALISATIONS:
+        if len(mean) not in {1, channels}:
+            continue
+        tried = replace(suspect, preprocessing=Preprocessing(mean, std, (low, high)))
+        reached = tried.accuracy(images, labels)
+        if reached >= needed:
+            raw_mean = ",".join(f"{low + m * (high - low):.6g}" for m in mean)
+            raw_std = ",".join(f"{s * (high - low):.6g}" for s in std)
+            return f"with --mean {raw_mean} --std {raw_std} it names {reached:.1%} rightly: was it trained with these?"
+    if channels > 1 and suspect.accuracy(images.flip(1), labels) >= needed:
+        return "with the channels in reverse order it does its job: it was trained on BGR images, not RGB"
+    return ""
 
 
 def _validate(suspect: SuspectModel, clean: CleanSet, labels: Sequence[int] | None) -> list[int]:

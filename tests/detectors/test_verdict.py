@@ -1,0 +1,90 @@
+"""From numbers to findings: every branch, on made-up evidence."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from torch import nn
+
+from neuralsanitizer.config import PAPER, NeuralSanitizerConfig
+from neuralsanitizer.detectors.base import Evidence, model_verdict
+from neuralsanitizer.detectors.neural_sanitizer.calibrate import stand_ins
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SIZE, decide, is_candidate
+from neuralsanitizer.models import SuspectModel
+from neuralsanitizer.records import Finding, Trigger
+
+DEFAULT = NeuralSanitizerConfig()
+
+
+def suspect(labels=10):
+    return SuspectModel(nn.Flatten(), (1, 20, 20), labels)
+
+
+def evidence(label=0, *, size=16.0, success=0.99, transfer=(0.0, 0.1), reached=1.0, without=250.0):
+    mask = np.zeros((20, 20), np.float32)
+    mask.flat[: int(size)] = 1
+    metrics = {"reached_goal": reached} | ({} if without is None else {CLEAN_SIZE: without})
+    return Evidence(Trigger(label, mask, np.ones((1, 20, 20), np.float32)), success, transfer, metrics)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "finding", "reason"),
+    [
+        ({}, Finding.INFECTED, "16 pixels"),
+        ({"success": 0.5}, Finding.CLEAN, "no pattern sends more than 50%"),
+        ({"transfer": (0.0, 0.6)}, Finding.CLEAN, "works on 1 of 2 clean references too"),
+        ({"reached": 0.0}, Finding.CLEAN, "holds its attack success"),
+        ({"size": 200.0}, Finding.CLEAN, "50% of the image"),
+        ({"size": 100.0, "without": 110.0}, Finding.CLEAN, "nothing out of the ordinary"),
+        ({"size": 100.0, "without": 172.0}, Finding.INCONCLUSIVE, "too close to tell"),
+        ({"size": 100.0, "without": 250.0}, Finding.INFECTED, "250 pixels"),
+        ({"without": None}, Finding.INFECTED, "does nothing to clean references"),
+    ],
+)
+def test_a_label_is_judged_by_its_own_numbers(numbers, finding, reason):
+    (label,) = decide(suspect(), [evidence(**numbers)], DEFAULT).labels
+    assert label.finding is finding
+    assert reason in label.reason
+    assert is_candidate(evidence(**numbers), 10, DEFAULT) or finding is Finding.CLEAN
+
+
+def test_with_many_labels_less_transfer_makes_a_patch():
+    transferring = evidence(transfer=(0.3,))
+    assert decide(suspect(10), [transferring], DEFAULT).finding is Finding.INFECTED
+    assert decide(suspect(43), [transferring], DEFAULT).finding is Finding.CLEAN
+
+
+def test_the_paper_preset_asks_for_success_and_transfer_alone():
+    large = evidence(size=390.0, success=0.65, reached=0.0, without=None)
+    assert decide(suspect(), [large], PAPER).finding is Finding.INFECTED
+    assert decide(suspect(), [replace(large, transfer=(0.39, 0.4))], PAPER).finding is Finding.CLEAN
+    assert decide(suspect(), [replace(large, attack_success=0.59)], PAPER).finding is Finding.CLEAN
+
+
+def test_a_model_with_every_label_infected_is_caught():
+    verdict = decide(suspect(), [evidence(label) for label in range(10)], DEFAULT)
+    assert verdict.infected_labels == tuple(range(10))
+    assert "10 infected labels: 0, 1, 2, 3, 4 and others" in verdict.reason
+
+
+def test_one_open_label_leaves_the_model_open_unless_another_is_infected():
+    open_one = evidence(1, size=100.0, without=172.0)
+    assert decide(suspect(), [evidence(0, success=0.1), open_one], DEFAULT).finding is Finding.INCONCLUSIVE
+    assert decide(suspect(), [evidence(0), open_one], DEFAULT).finding is Finding.INFECTED
+    assert decide(suspect(), [evidence(0, success=0.1)], DEFAULT).finding is Finding.CLEAN
+
+
+def test_a_verdict_states_what_it_assumes():
+    verdict = decide(suspect(), [evidence()], DEFAULT)
+    assert len(verdict.assumptions) >= 3
+    assert model_verdict((), ("x",), "a method").reason == "no backdoor found by a method under the stated assumptions"
+
+
+def test_stand_ins_are_never_guided_by_themselves():
+    guides, tests = ([suspect() for _ in range(n)] for n in (3, 2))
+    pairs = stand_ins(guides, tests, 4)
+    assert [model for model, _ in pairs] == [tests[0], guides[0], tests[1], guides[1]]
+    for model, guiding in pairs:
+        assert model not in guiding
+        assert len(guiding) == 3
+    assert stand_ins(guides[:1], [], 2) == ()
