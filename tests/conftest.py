@@ -1,5 +1,6 @@
 """Models and scans that many tests look at: made once, from real digits."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,36 +8,11 @@ import torch
 
 from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.patches import PatchSpec
-from neuralsanitizer.config import (
-    AttackConfig,
-    NeuralCleanseConfig,
-    NeuralSanitizerConfig,
-    PreserveConfig,
-    ReconstructConfig,
-    ReferenceConfig,
-    ReferencePlan,
-    TransferConfig,
-    UnlearnConfig,
-    VerdictConfig,
-)
+from neuralsanitizer.config import AttackConfig, UnlearnConfig
 from neuralsanitizer.data import load_clean_set
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.pipeline import repair, scan
-
-TARGET = 7
-
-# Small settings: they find the planted trigger, and cost seconds. Defaults are measured by the acceptance test.
-QUICK = NeuralSanitizerConfig(
-    preset="quick",
-    references=ReferenceConfig(
-        guides=(ReferencePlan("distilled"),) * 2, tests=(ReferencePlan("distilled"),), fresh_cycles=(120,)
-    ),
-    reconstruct=ReconstructConfig(steps=150, images=10, give_up=80, patience=50),
-    preserve=PreserveConfig(images=20),
-    transfer=TransferConfig(images=100),
-    verdict=VerdictConfig(stand_ins=1),
-)
-QUICK_CLEANSE = NeuralCleanseConfig(preset="quick", checks=60, batches_per_check=4, images=16, initial_weight=1e-2)
+from quick import QUICK, TARGET
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,8 +62,6 @@ def quick_folder(attacked, clean, tmp_path_factory):
 @pytest.fixture(scope="session")
 def quick_repair(attacked, clean, quick_folder, tmp_path_factory):
     """The attacked model repaired after the quick scan; the folder is a copy that holds the repair too."""
-    import shutil
-
     root = tmp_path_factory.mktemp("repair")
     shutil.copytree(quick_folder, root / "run")
     config = replace(UnlearnConfig(), steps=200, rounds=2)

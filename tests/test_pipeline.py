@@ -13,8 +13,7 @@ from neuralsanitizer.errors import OutputError, RunError, UsageError
 from neuralsanitizer.pipeline import build_detector, detector_of, repair, scan, verify
 from neuralsanitizer.records import Finding, to_json
 from neuralsanitizer.storage import RunFolder
-
-from .conftest import QUICK, TARGET
+from quick import QUICK, TARGET
 
 
 class Recorder:

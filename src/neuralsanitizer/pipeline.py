@@ -83,7 +83,9 @@ def detector_of(run: Run) -> Detector:
         RunError: The settings are not those of this version.
     """
     if run.method not in METHODS:
-        raise UsageError(f"the run was made by {run.method!r}, not by one of {', '.join(METHODS)}: scan with one of them")
+        raise UsageError(
+            f"the run was made by {run.method!r}, not by one of {', '.join(METHODS)}: scan with one of them"
+        )
     if run.method == "neural-cleanse":
         return NeuralCleanse(from_json(NeuralCleanseConfig, run.settings))
     return NeuralSanitizer(from_json(NeuralSanitizerConfig, run.settings))

@@ -301,5 +301,5 @@ def _sizes_differ(files: tuple[Path, Path], images: tuple[npt.NDArray[np.uint8],
     this, first = (f"{_in_folder(f)} {i.shape[0]}x{i.shape[1]}" for f, i in zip(files, images, strict=True))
     return (
         f"the pictures differ in size (height x width): {first}, but {this}. "
-        f"State the shape that the model takes (--shape), and they will be resized"
+        f"State the shape that the model takes (--input-shape), and they will be resized"
     )

@@ -283,8 +283,8 @@ _NORMALISATIONS: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = (
     ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
     ((0.0,), (1 / 255,)),
 )
-"""Mean and std, of pixel values in [0, 1], that people train with: none, to [-1, 1], to [-0.5, 0.5], MNIST's, ImageNet's,
-CIFAR-10's, and raw 8-bit values."""
+"""Mean and std, of pixel values in [0, 1], that people train with: none, to [-1, 1], to [-0.5, 0.5], MNIST's,
+ImageNet's, CIFAR-10's, and raw 8-bit values."""
 _TRIED_IMAGES = 500  # enough to tell a sound model from one near chance
 
 

@@ -110,7 +110,8 @@ class _LabelBatch:
         raw = torch.full((count, height, width), config.start, device=device)
         pattern = torch.stack([torch.rand(channels, height, width, generator=g) for g in generators]).to(device)
         self.weight = torch.full((count,), config.size.start if config.size else 0.0, device=device)
-        self.hits = torch.zeros(count, device=device)
+        self.hits = torch.zeros(count, device=device)  # attack success, summed over the steps since the last look
+        self.success = torch.zeros(count, device=device)  # its mean at the last look
         self._optimise(raw, pattern)
 
     def run(self, advance: Callable[[int], None] | None) -> list[Reconstruction]:
@@ -195,7 +196,8 @@ class _LabelBatch:
         for parameter in (self.raw, self.pattern):
             state = self.optimiser.state[parameter]
             moments.append({name: value[left] if value.ndim else value for name, value in state.items()})
-        self.rows, self.weight, self.hits = self.rows[left], self.weight[left], self.hits[left]
+        self.rows, self.weight = self.rows[left], self.weight[left]
+        self.hits, self.success = self.hits[left], self.success[left]
         self._optimise(self.raw.detach()[left], self.pattern.detach()[left], moments)
 
     @torch.no_grad()

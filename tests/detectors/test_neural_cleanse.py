@@ -1,0 +1,87 @@
+"""Neural Cleanse: the search, and the statistic over labels."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from torch import nn
+
+from neuralsanitizer.config import NEURAL_CLEANSE_PRESETS, NeuralCleanseConfig
+from neuralsanitizer.detectors.base import Evidence
+from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
+from neuralsanitizer.models import SuspectModel
+from neuralsanitizer.records import Finding, Trigger
+from quick import QUICK_CLEANSE, TARGET
+
+
+@pytest.fixture(scope="module")
+def found(attacked, clean):
+    return NeuralCleanse(QUICK_CLEANSE).scan(attacked.model, clean, seed=0)
+
+
+def test_the_planted_label_has_the_smallest_mask(found):
+    sizes = {f.label: f.mask_size for f in found.verdict.labels}
+    assert min(sizes, key=sizes.get) == TARGET
+    assert found.verdict.labels[TARGET].finding is Finding.INFECTED
+    assert found.verdict.labels[TARGET].attack_success > 0.9
+    assert found.references == ()
+
+
+def test_both_thresholds_are_in_the_record(found):
+    metrics = found.verdict.labels[TARGET].metrics
+    assert metrics["threshold_classic"] == 2.0
+    assert metrics["threshold_calibrated"] > 2.0
+    assert metrics["anomaly_index"] > metrics["threshold_calibrated"]
+    assert metrics["checks"] <= QUICK_CLEANSE.checks
+
+
+def test_a_label_comes_out_alike_alone_or_with_others(attacked, clean):
+    config = replace(QUICK_CLEANSE, checks=4)
+    both = NeuralCleanse(config).scan(attacked.model, clean, labels=[1, TARGET])
+    alone = NeuralCleanse(config).scan(attacked.model, clean, labels=[TARGET])
+    difference = np.abs(both.triggers[TARGET].mask - alone.triggers[TARGET].mask)
+    assert difference.mean() < 0.02
+
+
+def judge(sizes, reached=None, config=None):
+    suspect = SuspectModel(nn.Flatten(), (1, 40, 40), len(sizes))
+    evidence = []
+    for label, size in enumerate(sizes):
+        mask = np.zeros((40, 40), np.float32)
+        mask.flat[:size] = 1
+        hit = 1.0 if reached is None else float(reached[label])
+        evidence.append(Evidence(Trigger(label, mask, mask[None]), 0.99, metrics={"reached_goal": hit, "checks": 1.0}))
+    return NeuralCleanse(config).judge(suspect, evidence)
+
+
+SIZES = [100, 104, 97, 110, 92, 101, 106, 95, 99]
+
+
+def test_small_masks_are_outliers_and_large_ones_are_not():
+    assert judge([16, *SIZES]).infected_labels == (0,)
+    assert judge([400, *SIZES]).finding is Finding.CLEAN
+    assert judge(SIZES).finding is Finding.CLEAN
+
+
+def test_labels_that_never_reach_the_goal_are_left_out():
+    verdict = judge([16, *SIZES], reached=[False] + [True] * 9)
+    assert verdict.finding is Finding.CLEAN
+    assert "left out" in verdict.labels[0].reason
+    assert "anomaly_index" not in verdict.labels[0].metrics
+
+
+def test_the_classic_threshold_is_laxer_for_few_labels():
+    borderline = [86, *SIZES]
+    index = judge(borderline).labels[0].metrics["anomaly_index"]
+    assert 2.0 < index < judge(borderline).labels[0].metrics["threshold_calibrated"]
+    assert judge(borderline).finding is Finding.CLEAN
+    assert judge(borderline, config=NeuralCleanseConfig(classic=True)).infected_labels == (0,)
+
+
+def test_too_few_labels_to_compare_is_inconclusive():
+    assert judge([16, 100]).finding is Finding.INCONCLUSIVE
+
+
+def test_the_paper_preset_has_the_authors_schedule():
+    paper = NEURAL_CLEANSE_PRESETS["paper"]
+    assert (paper.checks, paper.batches_per_check, paper.classic, paper.threshold) == (1000, 31, True, 2.0)

@@ -1,0 +1,177 @@
+"""The stages of NeuralSanitizer, one by one, on a small attacked network."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from neuralsanitizer.config import PAPER, PreserveConfig, ReconstructConfig, ReferenceConfig, ReferencePlan
+from neuralsanitizer.detectors.measure import success_rates
+from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_sizes
+from neuralsanitizer.detectors.neural_sanitizer.preserve import heat_map, last_convolution, preserve
+from neuralsanitizer.detectors.neural_sanitizer.reconstruct import reconstruct
+from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
+from neuralsanitizer.detectors.neural_sanitizer.tune import make_reference, reference_steps
+from neuralsanitizer.models import SuspectModel
+from neuralsanitizer.models.layers import layers_of
+from neuralsanitizer.records import Trigger
+from quick import QUICK, TARGET
+
+SHORT = ReferenceConfig(fresh_cycles=(60,), frozen_steps=20, frozen_steps_many=30, steps=40)
+
+
+@pytest.fixture(scope="module")
+def make(attacked, clean):
+    def made(plan, **changes):
+        held_out, work = clean.split([0.2], 0)
+        config = replace(SHORT, **changes)
+        return make_reference(
+            attacked.model, work, held_out, plan=plan, name=f"r-{plan.name}", role="test", config=config, seed=1
+        )
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def distilled(make):
+    return make(ReferencePlan("distilled"))
+
+
+def test_a_distilled_reference_knows_the_task_and_not_the_backdoor(distilled, attacked, unseen):
+    record = distilled.record
+    assert record.usable
+    assert record.agreement > 0.85
+    assert record.clean_accuracy > 0.85
+    assert success_rates([distilled.model], attacked.triggers[0], unseen, 200, 0)[0] < 0.2
+    assert success_rates([attacked.model], attacked.triggers[0], unseen, 200, 0)[0] > 0.95
+
+
+def test_a_reference_trained_from_scratch_knows_the_task_too(make):
+    assert make(ReferencePlan("scratch")).record.clean_accuracy > 0.8
+
+
+def test_a_tuned_reference_starts_from_the_suspect(make, attacked, clean):
+    plan = ReferencePlan("tuned", (3,))
+    reference = make(plan)
+    assert reference.record.layers == (3,)
+    assert reference.record.agreement > 0.9
+    assert reference_steps(plan, SHORT) == 60
+    assert reference_steps(ReferencePlan("tuned", (1, 2)), SHORT) == 70
+    # Only the frozen phase: the layers that were not re-initialised are the suspect's own.
+    frozen = make(plan, steps=0).model.module.state_dict()
+    before = attacked.model.module.state_dict()
+    last = set(layers_of(attacked.model, clean.images[:2])[-1].parameters)
+    assert last
+    for name, value in before.items():
+        assert torch.equal(frozen[name], value) == (name not in last), name
+
+
+def test_a_reference_far_from_the_suspect_is_marked_unusable(make):
+    record = make(ReferencePlan("distilled"), fresh_cycles=(1,), least_agreement=0.9).record
+    assert not record.usable
+    assert "agrees with the suspect on only" in record.reason
+
+
+def test_the_paper_preset_makes_its_seven_references():
+    plans = [*PAPER.references.guides, *PAPER.references.tests]
+    assert [plan.layers for plan in plans] == [(1, 2, 3), (1,), (2,), (3,), (1, 2), (2, 3), (1, 3)]
+
+
+def test_labels_reconstructed_together_or_alone_come_out_alike(attacked, clean, distilled):
+    config = ReconstructConfig(steps=60, images=10, give_up=60)
+    labels = [TARGET, 1, 4]
+    together = reconstruct(attacked.model, [distilled.model], clean, labels, config=config, seed=2)
+    alone = [
+        reconstruct(attacked.model, [distilled.model], clean, [label], config=config, seed=2)[0] for label in labels
+    ]
+    split = reconstruct(attacked.model, [distilled.model], clean, labels, config=replace(config, label_batch=2), seed=2)
+    for a, b, c in zip(together, alone, split, strict=True):
+        # Sums in another order differ in their last bits, and the steps amplify it a little.
+        assert a.trigger.label == b.trigger.label == c.trigger.label
+        assert np.abs(a.trigger.mask - b.trigger.mask).mean() < 0.02
+        assert np.abs(a.trigger.mask - c.trigger.mask).mean() < 0.02
+
+
+def test_the_planted_label_needs_far_less_than_without_its_backdoor(attacked, clean, distilled, make):
+    other = make(ReferencePlan("distilled"), fresh_cycles=(90,))
+    config = replace(QUICK.reconstruct, steps=200)
+    (found,) = reconstruct(attacked.model, [distilled.model], clean, [TARGET], config=config, seed=0)
+    assert found.reached_goal
+    assert found.fitted_success >= 0.95
+    assert found.trigger.size < 60
+    pairs = [(distilled.model, (other.model,))]
+    (without,) = clean_sizes(pairs, clean, [TARGET], config=config, seed=0)
+    assert without > 2 * found.trigger.size
+
+
+def test_hopeless_labels_leave_the_batch_early(attacked, clean):
+    """A guide that is the suspect itself forbids everything that works."""
+    config = ReconstructConfig(steps=100, images=10, give_up=30, alpha=50.0)
+    done = []
+    found = reconstruct(attacked.model, [attacked.model], clean, [1, 2], config=config, seed=0, advance=done.append)
+    assert [r.reached_goal for r in found] == [False, False]
+    assert sum(done) == 60
+
+
+def test_without_a_size_term_all_steps_are_taken(attacked, clean):
+    done = []
+    config = replace(PAPER.reconstruct, steps=20)
+    (found,) = reconstruct(attacked.model, [], clean, [TARGET], config=config, seed=0, advance=done.append)
+    assert sum(done) == 20
+    assert 0 <= found.trigger.mask.min() <= found.trigger.mask.max() <= 1
+    assert found.fitted_success > 0.5
+
+
+def test_the_heat_lies_on_the_trigger(attacked, clean):
+    planted = attacked.triggers[0]
+    kept = preserve(attacked.model, planted, clean, PreserveConfig(enabled=False), 0)
+    assert kept.heat.shape == (28, 28)
+    assert kept.heat.max() == 1
+    assert kept.heat[20:, 20:].mean() > 2 * kept.heat[:14, :14].mean()
+    assert np.array_equal(kept.mask, planted.mask)
+
+
+def test_preservation_drops_what_the_attack_does_not_need(attacked, clean):
+    planted = attacked.triggers[0]
+    mask = planted.mask.copy()
+    mask[0, :6] = 1  # covers nothing but background, far from the heat
+    cluttered = Trigger(TARGET, mask, planted.pattern)
+    kept = preserve(attacked.model, cluttered, clean, PreserveConfig(enabled=True), 0)
+    assert (kept.mask <= mask).all()
+    assert kept.mask[0].sum() == 0
+    assert (kept.mask * planted.mask).sum() >= 8
+    rates = [success_rates([attacked.model], t, clean, 100, 0)[0] for t in (cluttered, kept)]
+    assert rates[1] >= 0.9 * rates[0]
+
+
+def test_networks_without_a_convolution_have_no_heat_map():
+    model = SuspectModel(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), (1, 4, 4), 3)
+    images = torch.rand(4, 1, 4, 4)
+    assert last_convolution(model, images) is None
+    assert heat_map(model, images, 0) is None
+
+
+def test_last_convolution_is_the_one_that_runs_last():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.second, self.first = nn.Conv2d(2, 3, 3), nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            return self.second(self.first(x)).mean(dim=(2, 3))
+
+    model = SuspectModel(Odd(), (1, 8, 8), 3)
+    assert last_convolution(model, torch.rand(1, 1, 8, 8)) is model.module.second
+
+
+def test_transfer_is_measured_for_every_trigger_on_every_reference(attacked, honest, unseen):
+    planted = attacked.triggers[0]
+    nothing = Trigger(2, np.zeros_like(planted.mask), planted.pattern)
+    matrix = transfer_matrix([("a", attacked.model), ("h", honest.model)], [planted, nothing], unseen, 150, 0)
+    assert matrix.references == ("a", "h")
+    (on_attacked, on_honest), of_nothing = matrix.rates
+    assert on_attacked > 0.95
+    assert on_honest < 0.2
+    assert max(of_nothing) < 0.1

@@ -1,0 +1,43 @@
+"""Unlearning: which images get which trigger, and what it does to a model."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuralsanitizer.attacks.base import measure_attack_success
+from neuralsanitizer.config import UNLEARN_PRESETS, UnlearnConfig
+from neuralsanitizer.mitigation.unlearn import Unlearn, _assign
+
+
+@given(st.integers(10, 200), st.integers(1, 30), st.floats(0.01, 1.0), st.integers(0, 2**31))
+def test_triggers_take_at_most_half_of_a_batch_and_one_image_each(images, triggers, share, seed):
+    which = _assign(images, triggers, share, torch.Generator().manual_seed(seed))
+    assert which.shape == (images,)
+    assert -1 <= which.min() <= which.max() < triggers
+    counts = torch.bincount(which[which >= 0], minlength=triggers)
+    assert counts.sum() > 0
+    if triggers * 2 <= images:
+        assert (counts > 0).all()
+        assert counts.sum() <= images / 2 + triggers  # rounding gives each at most one more
+        assert counts.max() <= max(1, round(share * images))
+
+
+def test_the_planted_trigger_is_unlearnt_and_the_original_is_not_touched(attacked, clean, unseen):
+    before = {name: value.clone() for name, value in attacked.model.module.state_dict().items()}
+    steps = []
+    unlearn = Unlearn(UnlearnConfig(steps=80))
+    module = unlearn.remove(attacked.model, attacked.triggers, clean, seed=0, advance=steps.append)
+    repaired = attacked.model.with_module(module)
+    assert measure_attack_success(repaired, unseen.images, unseen.labels, attacked.triggers[0]) < 0.05
+    assert repaired.accuracy(unseen.images, unseen.labels) > attacked.truth.clean_accuracy - 0.03
+    assert all(torch.equal(value, before[name]) for name, value in attacked.model.module.state_dict().items())
+    assert not any(p.requires_grad for p in module.parameters())
+    assert not module.training
+    assert sum(steps) == unlearn.steps == 80
+
+
+@pytest.mark.parametrize(("preset", "share"), [("paper", 0.1), ("default", 0.3)])
+def test_presets(preset, share):
+    assert UNLEARN_PRESETS[preset].share == share
+    assert Unlearn(UNLEARN_PRESETS[preset]).settings["share"] == share

@@ -1,0 +1,26 @@
+"""Settings that find the planted trigger and cost seconds. The defaults are measured by the acceptance tests."""
+
+from neuralsanitizer.config import (
+    NeuralCleanseConfig,
+    NeuralSanitizerConfig,
+    PreserveConfig,
+    ReconstructConfig,
+    ReferenceConfig,
+    ReferencePlan,
+    TransferConfig,
+    VerdictConfig,
+)
+
+TARGET = 7
+
+QUICK = NeuralSanitizerConfig(
+    preset="quick",
+    references=ReferenceConfig(
+        guides=(ReferencePlan("distilled"),) * 2, tests=(ReferencePlan("distilled"),), fresh_cycles=(120,)
+    ),
+    reconstruct=ReconstructConfig(steps=150, images=10, give_up=80, patience=50),
+    preserve=PreserveConfig(images=20),
+    transfer=TransferConfig(images=100),
+    verdict=VerdictConfig(stand_ins=1),
+)
+QUICK_CLEANSE = NeuralCleanseConfig(preset="quick", checks=60, batches_per_check=4, images=16, initial_weight=1e-2)
