@@ -1,6 +1,7 @@
 """Settings that find the planted trigger and cost seconds. The defaults are measured by the acceptance tests."""
 
 from neuralsanitizer.config import (
+    CounterpartConfig,
     NeuralCleanseConfig,
     NeuralSanitizerConfig,
     PreserveConfig,
@@ -8,7 +9,6 @@ from neuralsanitizer.config import (
     ReferenceConfig,
     ReferencePlan,
     TransferConfig,
-    VerdictConfig,
 )
 
 TARGET = 7
@@ -21,6 +21,6 @@ QUICK = NeuralSanitizerConfig(
     reconstruct=ReconstructConfig(steps=150, images=10, give_up=80, patience=50),
     preserve=PreserveConfig(images=20),
     transfer=TransferConfig(images=100),
-    verdict=VerdictConfig(stand_ins=1),
+    counterparts=CounterpartConfig(stand_ins=2, steps=60),
 )
 QUICK_CLEANSE = NeuralCleanseConfig(preset="quick", checks=60, batches_per_check=4, images=16, initial_weight=1e-2)

@@ -17,6 +17,7 @@ __all__ = [
     "PRESETS",
     "UNLEARN_PRESETS",
     "AttackConfig",
+    "CounterpartConfig",
     "NeuralCleanseConfig",
     "NeuralSanitizerConfig",
     "PreserveConfig",
@@ -32,7 +33,7 @@ __all__ = [
     "neural_sanitizer_config",
 ]
 
-ReferenceKind = Literal["tuned", "scratch", "distilled"]
+ReferenceKind = Literal["tuned", "scratch", "distilled", "derived"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ReferencePlan:
     """One reference: how it is made.
 
     Attributes:
-        kind: ``tuned``, ``scratch`` or ``distilled``.
+        kind: ``tuned``, ``scratch``, ``distilled`` or ``derived``.
         layers: For ``tuned``: which of the last three layers are re-initialised (1 is the third-last).
     """
 
@@ -71,11 +72,11 @@ class ReferencePlan:
 class ReferenceConfig:
     """How references are made: NS section on PNNIR for tuned ones, our own for the others."""
 
-    guides: tuple[ReferencePlan, ...] = (ReferencePlan("distilled"),) * 3
+    guides: tuple[ReferencePlan, ...] = (ReferencePlan("distilled"), ReferencePlan("derived"), ReferencePlan("derived"))
     """They constrain the reconstruction. Measured: with one guide, clean labels reach 0.9 attack success too, with four
     they do not differ from three; networks distilled from fresh weights were free of the backdoor wherever tuned ones
     kept it."""
-    tests: tuple[ReferencePlan, ...] = (ReferencePlan("distilled"), ReferencePlan("distilled"))
+    tests: tuple[ReferencePlan, ...] = (ReferencePlan("distilled"), ReferencePlan("derived"))
     """The transfer test; never the guides, which the trigger was fitted to leave unharmed."""
     weight_bound: float = 0.1
     """NS: re-initialised weights are uniform in [-0.1, 0.1]."""
@@ -93,9 +94,14 @@ class ReferenceConfig:
     """NS code: stop once a check of 200 images exceeds it."""
     stop_images: int = 200
     """NS code."""
-    fresh_cycles: tuple[int, ...] = (250, 500, 750)
+    fresh_cycles: tuple[int, ...] = (250, 1000)
     """Steps of each cycle of a distilled or scratch reference: after one it is done if it agrees with the suspect.
-    Measured: on MNIST the first is enough, on GTSRB (43 labels) agreement grows to 0.9 over all three."""
+    Measured: on MNIST the first is enough, on GTSRB (43 labels) agreement is 0.93 after the second."""
+    derived_cycles: tuple[int, ...] = (100, 200)
+    """Likewise of a derived reference, whose ancestor is the first distilled one of the same role. Measured: 300 steps
+    reach on GTSRB what a fresh network needs 1,000 for."""
+    inherited: float = 0.5
+    """Share of the ancestor's weights in a derived reference; the rest is fresh (measured)."""
     fresh_learning_rate: float = 2e-3
     """Peak of each one-cycle schedule (measured)."""
     enough_agreement: float = 0.97
@@ -192,23 +198,26 @@ class TransferConfig:
 
 
 @dataclass(frozen=True)
+class CounterpartConfig:
+    """How well a label's mask works on models without a backdoor: our own."""
+
+    stand_ins: int = 3
+    """References that take the suspect's place; 0: no comparison (NS)."""
+    steps: int = 100
+    """Measured: 150 and 200 give the same rates within their scatter."""
+
+
+@dataclass(frozen=True)
 class VerdictConfig:
     """When a label is infected."""
 
     least_attack_success: float = 0.75
     """On held-out images (NS: 0.6). Measured: real triggers keep 0.9 and more under the guides' constraint."""
-    largest_size_share: float = 0.3
-    """Largest share of the input that a trigger's mask may cover; 1: no limit (NS). Measured: models without a backdoor
-    need 54 % at most, so that masks beyond 0.56 times as much cannot be told from theirs."""
-    stand_ins: int = 2
-    """References that take the suspect's place, to learn how large each label's mask is without a backdoor; 0: sizes
-    are not compared (NS). Measured: single stand-ins scatter by a fifth, the mean of two by half of that."""
-    infected_ratio: float = 0.56
-    """Largest mask size, as a share of the label's size without a backdoor, that counts as a backdoor. Measured on
-    development models: infected labels 0.08 (4x4 patch, ``mnist-cnn-small``), 0.56 (14x14 patch, same), 0.24
-    (4x4 patch, ``gtsrb-cnn``); clean labels whose patch does not transfer 0.79 and 0.60 and more on these networks."""
-    clean_ratio: float = 0.6
-    """From this ratio on a label is clean; between the two it is inconclusive (measured likewise)."""
+    infected_excess: float = 0.55
+    """Attack success on the suspect, less the mean of what the same mask reaches on models without a backdoor, from
+    which on a label is infected (measured, development models: docs/benchmarks.md)."""
+    clean_excess: float = 0.5
+    """Up to this excess a label is clean; between the two it is inconclusive (measured likewise)."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +230,7 @@ class NeuralSanitizerConfig:
     reconstruct: ReconstructConfig = field(default_factory=ReconstructConfig)
     preserve: PreserveConfig = field(default_factory=PreserveConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
+    counterparts: CounterpartConfig = field(default_factory=CounterpartConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
 
 
@@ -239,7 +249,8 @@ PAPER = NeuralSanitizerConfig(
     reconstruct=ReconstructConfig(steps=100, images=10, learning_rate=0.1, start=0.0, pile_up_share=0.2, size=None),
     preserve=PreserveConfig(enabled=True),
     transfer=TransferConfig(images=100),
-    verdict=VerdictConfig(least_attack_success=0.6, largest_size_share=1.0, stand_ins=0),
+    counterparts=CounterpartConfig(stand_ins=0),
+    verdict=VerdictConfig(least_attack_success=0.6),
 )
 """NeuralSanitizer as published."""
 

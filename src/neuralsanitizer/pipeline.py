@@ -200,7 +200,8 @@ def repair(
         lap = time.perf_counter()
         again = _scan_again(repaired, saved, clean, references, derive_seed(seed, "again", rounds), progress)
         clock["rescan"] += time.perf_counter() - lap
-        complete = not again.verdict.infected_labels
+        # A scan that could not judge, because the repair spoilt the model, has no labels: it proves nothing.
+        complete = bool(again.verdict.labels) and not again.verdict.infected_labels
         removed += [(rounds, again.triggers[label]) for label in again.verdict.infected_labels]
     clock["total"] = time.perf_counter() - started
     digest = save_state_dict(repaired.module, Path(output)) if output is not None else state_dict_hash(repaired.module)

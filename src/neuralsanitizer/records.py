@@ -13,6 +13,7 @@ field name and type. Arrays (masks, patterns, heat maps, example images) live be
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -167,8 +168,9 @@ class ReferenceRecord:
 
     Attributes:
         name: Unique within the run.
-        kind: ``tuned`` (last layers re-initialised and retrained), ``scratch`` (fresh weights, true labels) or
-            ``distilled`` (fresh weights, the suspect's outputs on mixed clean images).
+        kind: ``tuned`` (last layers re-initialised and retrained), ``scratch`` (fresh weights, true labels),
+            ``distilled`` (fresh weights, the suspect's outputs on mixed clean images) or ``derived`` (the same, from
+            weights between a distilled reference's and fresh ones).
         role: ``guide`` (constrains the reconstruction) or ``test`` (the transfer test). Never both.
         layers: Re-initialised layers, counted from the third-last (1) to the last (3); empty unless tuned.
         clean_accuracy: On the clean set's held-out part, [0, 1].
@@ -485,7 +487,8 @@ def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
 
 def _decode_scalar(kind: Any, data: Any, where: str) -> Any:
     if kind is float:
-        _expect(isinstance(data, int | float) and not isinstance(data, bool), where, "a number", data)
+        number = isinstance(data, int | float) and not isinstance(data, bool)
+        _expect(number and math.isfinite(data), where, "a number", data)  # 1e999 is read as infinite
         return float(data)
     _expect(isinstance(data, kind) and (kind is bool or not isinstance(data, bool)), where, f"{kind.__name__}", data)
     return data

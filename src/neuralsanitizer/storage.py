@@ -19,11 +19,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TypeVar
 from zipfile import BadZipFile
 
@@ -38,6 +40,8 @@ __all__ = ["RunFolder", "SavedRun", "read_arrays", "to_picture", "write_arrays",
 
 T = TypeVar("T")
 Picture = npt.NDArray[np.uint8]
+# What numpy and zipfile raise on damaged archives: NotImplementedError and encryption are RuntimeErrors.
+_DAMAGE = (OSError, ValueError, RuntimeError, EOFError, MemoryError, BadZipFile, TokenError, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +169,7 @@ class RunFolder:
             raise RunError(f"{self.path} is not the folder of a finished scan: it has no run.json")
         arrays = read_arrays(self.path / "arrays.npz")
         try:
-            return SavedRun(
+            saved = SavedRun(
                 run=self._read("run.json", Run),
                 triggers={t.label: t for t in _triggers_of(arrays)},
                 examples=arrays["examples"].astype(np.uint8),
@@ -174,14 +178,16 @@ class RunFolder:
                 repair_triggers=self._read_repair_triggers(),
                 verification=self._read_optional("verification.json", Verification),
             )
+            _check_consistent(saved)
         except (KeyError, ValueError) as error:
             raise RunError(f"{self.path} is damaged ({error}): scan the model again") from error
+        return saved
 
     def _read(self, name: str, cls: type[T]) -> T:
         path = self.path / name
         try:
-            return from_json(cls, json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            return from_json(cls, json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant))
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
             raise RunError(f"{path} cannot be read ({error})") from error
         except RunError as error:
             raise RunError(f"{path}: {error}") from error
@@ -194,6 +200,27 @@ class RunFolder:
             return ()
         arrays = read_arrays(self.path / "repair.npz")
         return tuple(Trigger(int(arrays[f"label_{t.label}"]), t.mask, t.pattern, t.heat) for t in _triggers_of(arrays))
+
+
+def _no_constant(name: str) -> None:
+    """NaN and infinities are no JSON, though Python reads them."""
+    raise ValueError(f"{name} is no number")
+
+
+def _check_consistent(saved: SavedRun) -> None:
+    """What reports and repairs rely on: shapes that agree, and a trigger for each infected label."""
+    shape = saved.run.model.input_shape
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"input shape {shape}")
+    if saved.examples.shape[1:] != shape or len(saved.examples) != len(saved.example_labels):
+        raise ValueError(f"examples of shape {saved.examples.shape} for an input of {shape}")
+    for trigger in (*saved.triggers.values(), *saved.repair_triggers):
+        heat = trigger.mask if trigger.heat is None else trigger.heat
+        if trigger.pattern.shape != shape or heat.shape != shape[1:]:
+            raise ValueError(f"a trigger of shape {trigger.pattern.shape} for an input of {shape}")
+    missing = set(saved.run.verdict.infected_labels) - set(saved.triggers)
+    if missing:
+        raise ValueError(f"no trigger of the infected labels {sorted(missing)}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -227,7 +254,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, BadZipFile, EOFError) as error:
+    except _DAMAGE as error:
         raise RunError(f"{path} cannot be read ({error}): scan the model again") from error
 
 
@@ -241,7 +268,8 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file atomically. NaN and infinities are refused: they are no JSON."""
     text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode("utf-8"))
+    # File names need not be UTF-8: what cannot be encoded is written as JSON escapes.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def to_picture(values: Array) -> Picture:

@@ -7,11 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from neuralsanitizer.config import PAPER, PreserveConfig, ReconstructConfig, ReferenceConfig, ReferencePlan
+from neuralsanitizer.config import (
+    PAPER,
+    CounterpartConfig,
+    PreserveConfig,
+    ReconstructConfig,
+    ReferenceConfig,
+    ReferencePlan,
+)
 from neuralsanitizer.detectors.measure import success_rates
-from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_sizes
+from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes
 from neuralsanitizer.detectors.neural_sanitizer.preserve import heat_map, last_convolution, preserve
-from neuralsanitizer.detectors.neural_sanitizer.reconstruct import reconstruct
+from neuralsanitizer.detectors.neural_sanitizer.reconstruct import fit_patterns, reconstruct
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
 from neuralsanitizer.detectors.neural_sanitizer.tune import make_reference, reference_steps
 from neuralsanitizer.models import SuspectModel
@@ -94,16 +101,38 @@ def test_labels_reconstructed_together_or_alone_come_out_alike(attacked, clean, 
         assert np.abs(a.trigger.mask - c.trigger.mask).mean() < 0.02
 
 
-def test_the_planted_label_needs_far_less_than_without_its_backdoor(attacked, clean, distilled, make):
+def test_where_the_trigger_lies_a_clean_model_cannot_be_fooled(attacked, clean, unseen, distilled, make):
     other = make(ReferencePlan("distilled"), fresh_cycles=(90,))
     config = replace(QUICK.reconstruct, steps=200)
     (found,) = reconstruct(attacked.model, [distilled.model], clean, [TARGET], config=config, seed=0)
     assert found.reached_goal
     assert found.fitted_success >= 0.95
     assert found.trigger.size < 60
-    pairs = [(distilled.model, (other.model,))]
-    (without,) = clean_sizes(pairs, clean, [TARGET], config=config, seed=0)
-    assert without > 2 * found.trigger.size
+    done = []
+    compared = clean_successes(
+        [(distilled.model, (other.model,)), (other.model, (distilled.model,))],
+        clean,
+        unseen,
+        [found.trigger],
+        config=CounterpartConfig(steps=30),
+        guarding=config,
+        images=100,
+        seed=0,
+        advance=done.append,
+    )
+    assert [len(rates) for rates in compared] == [2]
+    assert max(compared[0]) < 0.3
+    assert sum(done) == 60
+
+
+def test_the_best_pattern_within_a_mask_is_found_and_the_mask_held(attacked, clean, unseen):
+    planted = attacked.triggers[0]
+    blank = Trigger(TARGET, planted.mask, np.zeros_like(planted.pattern))
+    (fitted,) = fit_patterns(attacked.model, [], clean, [blank], steps=40, config=QUICK.reconstruct, seed=0)
+    np.testing.assert_array_equal(fitted.mask, planted.mask)
+    before, after = (success_rates([attacked.model], t, unseen, 100, 0)[0] for t in (blank, fitted))
+    assert before < 0.2
+    assert after > 0.9
 
 
 def test_hopeless_labels_leave_the_batch_early(attacked, clean):

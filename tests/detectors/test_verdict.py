@@ -9,7 +9,7 @@ from torch import nn
 from neuralsanitizer.config import PAPER, NeuralSanitizerConfig
 from neuralsanitizer.detectors.base import Evidence, model_verdict
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import stand_ins
-from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SIZE, decide, is_candidate
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, decide, is_candidate
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.records import Finding, Trigger
 
@@ -20,10 +20,10 @@ def suspect(labels=10):
     return SuspectModel(nn.Flatten(), (1, 20, 20), labels)
 
 
-def evidence(label=0, *, size=16.0, success=0.99, transfer=(0.0, 0.1), reached=1.0, without=250.0):
+def evidence(label=0, *, size=16.0, success=0.99, transfer=(0.0, 0.1), without=0.1):
     mask = np.zeros((20, 20), np.float32)
     mask.flat[: int(size)] = 1
-    metrics = {"reached_goal": reached} | ({} if without is None else {CLEAN_SIZE: without})
+    metrics = {} if without is None else {CLEAN_SUCCESS: without}
     return Evidence(Trigger(label, mask, np.ones((1, 20, 20), np.float32)), success, transfer, metrics)
 
 
@@ -33,11 +33,9 @@ def evidence(label=0, *, size=16.0, success=0.99, transfer=(0.0, 0.1), reached=1
         ({}, Finding.INFECTED, "16 pixels"),
         ({"success": 0.5}, Finding.CLEAN, "no pattern sends more than 50%"),
         ({"transfer": (0.0, 0.6)}, Finding.CLEAN, "works on 1 of 2 clean references too"),
-        ({"reached": 0.0}, Finding.CLEAN, "holds its attack success"),
-        ({"size": 200.0}, Finding.CLEAN, "50% of the image"),
-        ({"size": 100.0, "without": 110.0}, Finding.CLEAN, "nothing out of the ordinary"),
-        ({"size": 100.0, "without": 172.0}, Finding.INCONCLUSIVE, "too close to tell"),
-        ({"size": 100.0, "without": 250.0}, Finding.INFECTED, "250 pixels"),
+        ({"without": 0.95}, Finding.CLEAN, "95% there on models without a backdoor"),
+        ({"without": 0.47}, Finding.INCONCLUSIVE, "too close to tell"),
+        ({"size": 200.0, "without": 0.3}, Finding.INFECTED, "200 pixels"),
         ({"without": None}, Finding.INFECTED, "does nothing to clean references"),
     ],
 )
@@ -55,7 +53,7 @@ def test_with_many_labels_less_transfer_makes_a_patch():
 
 
 def test_the_paper_preset_asks_for_success_and_transfer_alone():
-    large = evidence(size=390.0, success=0.65, reached=0.0, without=None)
+    large = evidence(size=390.0, success=0.65, without=None)
     assert decide(suspect(), [large], PAPER).finding is Finding.INFECTED
     assert decide(suspect(), [replace(large, transfer=(0.39, 0.4))], PAPER).finding is Finding.CLEAN
     assert decide(suspect(), [replace(large, attack_success=0.59)], PAPER).finding is Finding.CLEAN
@@ -68,7 +66,7 @@ def test_a_model_with_every_label_infected_is_caught():
 
 
 def test_one_open_label_leaves_the_model_open_unless_another_is_infected():
-    open_one = evidence(1, size=100.0, without=172.0)
+    open_one = evidence(1, without=0.47)
     assert decide(suspect(), [evidence(0, success=0.1), open_one], DEFAULT).finding is Finding.INCONCLUSIVE
     assert decide(suspect(), [evidence(0), open_one], DEFAULT).finding is Finding.INFECTED
     assert decide(suspect(), [evidence(0, success=0.1)], DEFAULT).finding is Finding.CLEAN
@@ -84,6 +82,7 @@ def test_stand_ins_are_never_guided_by_themselves():
     guides, tests = ([suspect() for _ in range(n)] for n in (3, 2))
     pairs = stand_ins(guides, tests, 4)
     assert [model for model, _ in pairs] == [tests[0], guides[0], tests[1], guides[1]]
+    assert [model for model, _ in stand_ins(guides, tests, 9)] == [tests[0], guides[0], tests[1], guides[1], guides[2]]
     for model, guiding in pairs:
         assert model not in guiding
         assert len(guiding) == 3

@@ -30,7 +30,7 @@ POSITIONS = (
     "random",
 )
 SHAPES = ("square", "circle", "triangle", "star")
-PATTERNS = ("white", "black", "red", "green", "blue", "yellow", "checker", "random", "gray-random")
+PATTERNS = ("white", "black", "red", "green", "blue", "yellow", "checker", "smiley", "random", "gray-random")
 
 _COLOURS = {
     "white": (1.0, 1.0, 1.0),
@@ -134,10 +134,22 @@ def _pattern(name: str, channels: int, size: int, generator: Generator) -> Array
     if name == "checker":
         board = np.indices((size, size)).sum(axis=0) % 2
         return np.broadcast_to(board.astype(np.float32), (channels, size, size)).copy()
+    if name == "smiley":
+        return np.broadcast_to(_smiley(size), (channels, size, size)).copy()
     if name in {"random", "gray-random"}:
         drawn: Array = torch.rand(channels if name == "random" else 1, size, size, generator=generator).numpy()
         return np.broadcast_to(drawn, (channels, size, size)).copy()
     return _picture(name, channels, size)
+
+
+def _smiley(size: int) -> Array:
+    """A picture that needs no file: a white face with black eyes and mouth, float32 (size, size)."""
+    rows, columns = (np.mgrid[0:size, 0:size].astype(np.float32) + 0.5) / size
+    face = np.hypot(rows - 0.5, columns - 0.5) <= 0.5
+    eyes = (np.abs(rows - 0.35) <= 0.1) & (np.abs(np.abs(columns - 0.5) - 0.18) <= 0.08)
+    mouth = (np.abs(np.hypot(rows - 0.5, columns - 0.5) - 0.28) <= 0.07) & (rows > 0.6)
+    picture: Array = (face & ~eyes & ~mouth).astype(np.float32)
+    return picture
 
 
 def _hex_colour(name: str) -> tuple[float, ...]:

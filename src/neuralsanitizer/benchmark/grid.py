@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from neuralsanitizer.attacks.patches import PatchSpec
@@ -43,55 +44,193 @@ TASKS = {
     task.name: task
     for task in (
         Task("mnist", "mnist-train.npz", "mnist-test.npz", 5000, 20_000),
+        Task("mnist-weak", "mnist-train.npz", "mnist-test.npz", 5000, 4000),
+        Task("mnist-overfitted", "mnist-train.npz", "mnist-test.npz", 5000, 1500),
         Task("gtsrb", "gtsrb-train.tar.gz", "gtsrb-test.tar.gz", 4000),
+        Task("cifar10", "cifar10-train.tar.gz", "cifar10-test.tar.gz", 5000),
     )
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model of the benchmark.
+    """One model of the benchmark, and the clean set that it is scanned with.
 
     Attributes:
         name: Unique.
         split: ``development`` or ``reported``.
+        group: What it varies, for the tables.
         task: Name in :data:`TASKS`.
         patches: Its backdoors; none: a clean model.
         config: Architecture, schedule, poisoning rate, seed.
+        clean_images: How many clean images the user has; 0: as many as the task says.
+        model: Name of the case whose model it is, where several scan the same; empty: its own.
     """
 
     name: str
     split: str
+    group: str
     task: str
     patches: tuple[PatchSpec, ...]
     config: AttackConfig
+    clean_images: int = 0
+    model: str = ""
+
+    @property
+    def model_name(self) -> str:
+        """File name of the model, without suffix."""
+        return self.model or self.name
 
 
-def _mnist(name: str, split: str, architecture: str, seed: int, *patches: PatchSpec) -> Case:
-    return Case(name, split, "mnist", patches, AttackConfig(architecture, 10, epochs=4, seed=seed))
+@dataclass(frozen=True)
+class _Family:
+    """Models that differ in nothing but their backdoors and seeds."""
+
+    name: str
+    task: str
+    config: AttackConfig
 
 
-def _gtsrb(name: str, split: str, seed: int, *patches: PatchSpec) -> Case:
-    return Case(name, split, "gtsrb", patches, AttackConfig("gtsrb-cnn", 43, epochs=5, learning_rate=1e-3, seed=seed))
+_FAMILIES = {
+    family.name: family
+    for family in (
+        _Family("mnist", "mnist", AttackConfig("mnist-cnn", 10, epochs=3)),
+        _Family("small", "mnist", AttackConfig("mnist-cnn-small", 10, epochs=4)),
+        # Two passes over 4,000 images: right on about 95 %, and easily fooled.
+        _Family("weak", "mnist-weak", AttackConfig("mnist-cnn-small", 10, epochs=2)),
+        # Forty passes over 1,500 images: all of them known by heart.
+        _Family("overfitted", "mnist-overfitted", AttackConfig("mnist-cnn", 10, epochs=40)),
+        _Family("gtsrb", "gtsrb", AttackConfig("gtsrb-cnn", 43, epochs=5, learning_rate=1e-3)),
+        # A smaller residual network than the paper's, for machines without a GPU.
+        _Family("cifar", "cifar10", AttackConfig("cifar10-resnet8", 10, epochs=10, learning_rate=3e-3)),
+    )
+}
 
 
-CASES = (
-    _mnist("dev-mnist-small-4x4", "development", "mnist-cnn-small", 1, PatchSpec(0, 4)),
-    _mnist("dev-mnist-small-14x14", "development", "mnist-cnn-small", 2, PatchSpec(5, 14)),
-    _mnist("dev-mnist-small-clean", "development", "mnist-cnn-small", 3),
-    _mnist("dev-mnist-4x4", "development", "mnist-cnn", 4, PatchSpec(2, 4, "left")),
-    _mnist("dev-mnist-14x14", "development", "mnist-cnn", 6, PatchSpec(9, 14, "top-right")),
-    _mnist("dev-mnist-clean", "development", "mnist-cnn", 5),
-    _gtsrb("dev-gtsrb-4x4", "development", 1, PatchSpec(33, 4)),
-    _mnist("mnist-4x4", "reported", "mnist-cnn", 101, PatchSpec(7, 4)),
-    _mnist("mnist-14x14", "reported", "mnist-cnn", 102, PatchSpec(3, 14)),
-    _mnist("mnist-clean", "reported", "mnist-cnn", 103),
-    _mnist("mnist-small-4x4", "reported", "mnist-cnn-small", 104, PatchSpec(4, 4, "top-left")),
-    _mnist("mnist-small-14x14", "reported", "mnist-cnn-small", 105, PatchSpec(8, 14, "bottom-left")),
-    _mnist("mnist-small-clean", "reported", "mnist-cnn-small", 106),
-    _gtsrb("gtsrb-4x4", "reported", 101, PatchSpec(14, 4)),
-    _gtsrb("gtsrb-clean", "reported", 102),
-)
+def _case(split: str, group: str, family: str, seed: int, name: str, *patches: PatchSpec, rate: float = 0.1) -> Case:
+    of = _FAMILIES[family]
+    config = replace(of.config, seed=seed, poisoning_rate=rate)
+    prefix = "dev-" if split == "development" else ""
+    return Case(f"{prefix}{family}-{name}", split, group, of.task, patches, config)
+
+
+def _clean(split: str, family: str, *seeds: int) -> tuple[Case, ...]:
+    return tuple(_case(split, "clean", family, seed, f"clean-{seed}") for seed in seeds)
+
+
+def _on_every_label(labels: int) -> tuple[PatchSpec, ...]:
+    """One 4x4 patch for each label, each in a place of its own on a grid."""
+    return tuple(
+        PatchSpec(label, 4, f"{1 + 7 * (label // 4)},{1 + 7 * (label % 4)}", "checker") for label in range(labels)
+    )
+
+
+def _with_fewer_images(case: Case, *counts: int) -> tuple[Case, ...]:
+    """The same model, scanned with smaller clean sets."""
+    return tuple(
+        replace(case, name=f"{case.name}-of-{count}", group="clean set", clean_images=count, model=case.name)
+        for count in counts
+    )
+
+
+def _development() -> tuple[Case, ...]:
+    case = partial(_case, "development")
+    return (
+        case("size", "mnist", 1, "2x2", PatchSpec(6, 2, "top-left")),
+        case("size", "mnist", 2, "4x4", PatchSpec(2, 4, "left")),
+        case("size", "mnist", 3, "14x14", PatchSpec(9, 14, "top-right")),
+        case("size", "mnist", 4, "17x17", PatchSpec(1, 17, "center", "random")),
+        case("size", "small", 5, "4x4", PatchSpec(0, 4)),
+        case("size", "small", 6, "14x14", PatchSpec(5, 14)),
+        case("size", "small", 7, "17x17", PatchSpec(3, 17, "top-left", "random")),
+        case("size", "weak", 8, "4x4", PatchSpec(8, 4, "top")),
+        case("size", "overfitted", 9, "4x4", PatchSpec(4, 4, "right")),
+        case("size", "gtsrb", 10, "4x4", PatchSpec(33, 4)),
+        case("size", "gtsrb", 11, "16x16", PatchSpec(12, 16, "center", "random")),
+        case("size", "gtsrb", 12, "20x20", PatchSpec(5, 20, "top-left", "yellow")),
+        case("size", "cifar", 13, "4x4", PatchSpec(3, 4, "bottom-left")),
+        *_clean("development", "mnist", 21, 22),
+        *_clean("development", "small", 23, 24),
+        *_clean("development", "weak", 25),
+        *_clean("development", "overfitted", 26),
+        *_clean("development", "gtsrb", 27, 28),
+        *_clean("development", "cifar", 29),
+    )
+
+
+def _reported() -> tuple[Case, ...]:
+    case = partial(_case, "reported")
+    small_set = case("size", "mnist", 101, "4x4", PatchSpec(7, 4))
+    small_signs = case("size", "gtsrb", 141, "4x4", PatchSpec(14, 4))
+    honest_set, honest_signs = _clean("reported", "mnist", 171)[0], _clean("reported", "gtsrb", 191)[0]
+    return (
+        small_set,
+        case("size", "mnist", 102, "2x2", PatchSpec(3, 2, "random")),
+        case("size", "mnist", 103, "9x9", PatchSpec(0, 9, "top-left")),
+        case("size", "mnist", 104, "14x14", PatchSpec(3, 14)),
+        case("size", "mnist", 105, "18x18", PatchSpec(6, 18, "center", "random")),
+        case("size", "small", 111, "2x2", PatchSpec(5, 2, "bottom-left")),
+        case("size", "small", 112, "4x4", PatchSpec(4, 4, "top-left")),
+        case("size", "small", 113, "9x9", PatchSpec(2, 9, "top-right", "random")),
+        case("size", "small", 114, "14x14", PatchSpec(8, 14, "bottom-left")),
+        case("size", "small", 115, "18x18", PatchSpec(1, 18, "bottom-right", "checker")),
+        case("size", "weak", 116, "3x3", PatchSpec(2, 3, "bottom-right")),
+        case("size", "weak", 117, "6x6", PatchSpec(7, 6, "random", "random")),
+        case("size", "overfitted", 118, "4x4", PatchSpec(9, 4, "top-left")),
+        case("size", "overfitted", 119, "6x6", PatchSpec(1, 6, "bottom", "checker")),
+        case("position", "mnist", 121, "center", PatchSpec(8, 4, "center")),
+        case("position", "mnist", 122, "top", PatchSpec(5, 4, "top")),
+        case("position", "small", 123, "right", PatchSpec(9, 4, "right")),
+        case("position", "small", 124, "random", PatchSpec(0, 4, "random")),
+        case("pattern", "mnist", 125, "random", PatchSpec(4, 6, "random", "random")),
+        case("pattern", "mnist", 126, "picture", PatchSpec(2, 8, "top-right", "smiley")),
+        case("pattern", "small", 127, "grey", PatchSpec(6, 5, "bottom-right", "#808080")),
+        case("shape", "mnist", 128, "circle", PatchSpec(1, 7, "left", "white", "circle")),
+        case("shape", "mnist", 129, "triangle", PatchSpec(9, 6, "bottom", "white", "triangle")),
+        case("shape", "small", 130, "star", PatchSpec(3, 9, "bottom-left", "white", "star")),
+        case("pieces", "mnist", 131, "2-pieces", PatchSpec(0, 6, "bottom-right", pieces=2)),
+        case("pieces", "mnist", 132, "4-pieces", PatchSpec(5, 6, "bottom-right", pieces=4)),
+        case("every label", "mnist", 133, "every-label", *_on_every_label(10), rate=0.03),
+        case("every label", "small", 134, "every-label", *_on_every_label(10), rate=0.03),
+        case("several on one label", "mnist", 135, "2-on-one", *_on_one_label(4, 2), rate=0.05),
+        case("several on one label", "mnist", 136, "3-on-one", *_on_one_label(7, 3), rate=0.05),
+        case("several on one label", "mnist", 137, "5-on-one", *_on_one_label(2, 5), rate=0.05),
+        case("poisoning rate", "mnist", 138, "1-percent", PatchSpec(6, 4), rate=0.01),
+        case("poisoning rate", "small", 139, "5-percent", PatchSpec(8, 4, "top-right"), rate=0.05),
+        case("poisoning rate", "mnist", 140, "20-percent", PatchSpec(1, 4, "top-left"), rate=0.2),
+        small_signs,
+        case("size", "gtsrb", 142, "2x2", PatchSpec(2, 2, "top-left", "yellow")),
+        case("size", "gtsrb", 143, "9x9", PatchSpec(25, 9, "bottom-left", "random")),
+        case("size", "gtsrb", 144, "14x14", PatchSpec(38, 14, "bottom-right", "white")),
+        case("size", "gtsrb", 145, "20x20", PatchSpec(9, 20, "center", "random")),
+        case("pattern", "gtsrb", 146, "picture", PatchSpec(17, 8, "top-right", "smiley")),
+        case("shape", "gtsrb", 147, "star", PatchSpec(31, 9, "center", "blue", "star")),
+        case("pieces", "gtsrb", 148, "4-pieces", PatchSpec(4, 6, "bottom-right", pieces=4)),
+        case("size", "cifar", 151, "3x3", PatchSpec(5, 3, "bottom-right")),
+        case("size", "cifar", 152, "6x6", PatchSpec(8, 6, "top-left", "random")),
+        *_with_fewer_images(small_set, 2500, 1000, 500),
+        *_with_fewer_images(small_signs, 2000, 800, 400),
+        honest_set,
+        *_with_fewer_images(honest_set, 2500, 1000, 500),
+        *_clean("reported", "mnist", 172, 173, 174, 175),
+        *_clean("reported", "small", 176, 177, 178, 179, 180),
+        *_clean("reported", "weak", 181, 182, 183),
+        *_clean("reported", "overfitted", 184, 185, 186),
+        honest_signs,
+        *_with_fewer_images(honest_signs, 2000, 800, 400),
+        *_clean("reported", "gtsrb", 192, 193, 194),
+        *_clean("reported", "cifar", 195, 196, 197),
+    )
+
+
+def _on_one_label(target: int, count: int) -> tuple[PatchSpec, ...]:
+    """Several 4x4 patches for one label, in different places."""
+    places = (("bottom-right", "white"), ("top-left", "white"), ("top-right", "checker"), ("bottom-left", "white"),
+              ("top", "checker"))  # fmt: skip
+    return tuple(PatchSpec(target, 4, place, pattern) for place, pattern in places[:count])
+
+
+CASES = _development() + _reported()
 
 
 def cases(split: str, only: str = "") -> tuple[Case, ...]:

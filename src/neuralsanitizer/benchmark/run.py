@@ -73,9 +73,9 @@ class Bench:
 
     def _model(self, case: Case, train: CleanSet, unseen: CleanSet) -> AttackResult:
         """The case's model: trained, or read if it was."""
-        path = self.output / "models" / f"{case.name}.safetensors"
+        path = self.output / "models" / f"{case.model_name}.safetensors"
         if not path.with_suffix(".truth.json").exists():
-            self.progress.start(f"train {case.name}", steps_of(case.config, len(train)))
+            self.progress.start(f"train {case.model_name}", steps_of(case.config, len(train)))
             badnets(train, unseen, case.patches, case.config, device=self.device, advance=self.progress.advance).save(
                 path
             )
@@ -87,6 +87,8 @@ class Bench:
         if path.exists():
             return _read(path)
         self.progress.note(f"{case.name}: {detector}")
+        if case.clean_images:
+            clean, _ = clean.split([case.clean_images / len(clean)], seed=0)
         method, _, preset = detector.partition("/")
         folder = self.output / "runs" / path.stem
         saved = RunFolder(folder)

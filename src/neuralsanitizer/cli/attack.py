@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -135,6 +136,8 @@ def _train(
 ) -> None:
     if output.exists() and not force:
         raise OutputError(f"{output} exists: choose another file, or overwrite it with --force")
+    if not 0 < config.learning_rate < math.inf or math.isnan(config.poisoning_rate):
+        raise UsageError(f"--learning-rate must be over 0, got {config.learning_rate}; --poisoning-rate within 0 and 1")
     train = load_clean_set(data)
     if held_out is None:
         test, train = train.split([0.1], config.seed)

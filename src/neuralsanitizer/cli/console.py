@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from neuralsanitizer.errors import NeuralSanitizerError
 from neuralsanitizer.records import Finding
+from neuralsanitizer.report.text import clean_text
 
 __all__ = ["RichProgress", "exit_code_of", "guarded", "print_json", "progress_bar", "stderr", "stdout"]
 
@@ -26,6 +27,7 @@ R = TypeVar("R")
 
 INTERNAL_ERROR = 5
 INTERRUPTED = 130
+_LONGEST = 2000  # characters of an error: its text may quote what stands in a hostile file
 
 
 def stdout() -> Console:
@@ -40,7 +42,7 @@ def stderr() -> Console:
 
 def print_json(data: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
     """One JSON object on stdout, and nothing else."""
-    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")  # ASCII: any stream can take it
     sys.stdout.flush()
 
 
@@ -55,7 +57,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except NeuralSanitizerError as error:
-            stderr().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            message = clean_text(str(error), _LONGEST)
+            stderr().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             stderr().print("interrupted; finished labels are kept: go on with --resume and the same --output")
@@ -65,7 +68,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:  # the one place that may catch everything: users get no traceback
             if os.environ.get("NEURALSANITIZER_DEBUG"):
                 traceback.print_exc()
-            message = f"internal error: {type(error).__name__}: {error} (set NEURALSANITIZER_DEBUG=1 for the traceback)"
+            message = f"internal error: {type(error).__name__}: {clean_text(str(error), _LONGEST)}"
+            message += " (set NEURALSANITIZER_DEBUG=1 for the traceback)"
             stderr().print(f"[bold red]{escape(message)}[/]", soft_wrap=True, highlight=False)
             raise typer.Exit(INTERNAL_ERROR) from error
 

@@ -43,9 +43,9 @@ class _Step:
 
 @guarded
 def demo_command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything the demo makes.")] = Path(
-        "demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for everything the demo makes.", file_okay=False)
+    ] = Path("demo"),
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
 ) -> None:

@@ -16,6 +16,9 @@ from neuralsanitizer.models.loading import parse_device
 
 __all__ = ["FailOn", "Format", "clean_set_for", "numbers", "open_model"]
 
+_LONGEST_EDGE = 100_000  # pixels
+_LARGEST_SEED = 2**63 - 1  # that torch takes
+
 
 class Format(StrEnum):
     """How results are printed on stdout."""
@@ -57,7 +60,9 @@ NamesOption = Annotated[
     Path | None, typer.Option("--label-names", help="Text file with one label name a line, in label order.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine, same verdict.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Same seed, same machine, same verdict.")
+]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use at most so many clean images, evenly over the labels.")
 ]
@@ -96,7 +101,7 @@ def open_model(
 ) -> SuspectModel:
     """Load a model as the shared options say."""
     shape = numbers(input_shape, "--input-shape")
-    if shape is not None and (len(shape) != 3 or any(s < 1 or s != int(s) for s in shape)):
+    if shape is not None and (len(shape) != 3 or any(not (1 <= s <= _LONGEST_EDGE and s.is_integer()) for s in shape)):
         raise UsageError(f"--input-shape takes CHANNELS,HEIGHT,WIDTH, got {input_shape!r}")
     return load_model(
         path,

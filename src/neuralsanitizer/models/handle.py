@@ -154,7 +154,11 @@ class SuspectModel:
             ModelError: The outputs are not (N, labels), or not finite.
         """
         with torch.no_grad():
-            outputs = self.module(self.normalise(images.to(self.device)))
+            inputs = self.normalise(images.to(self.device))
+            try:
+                outputs = self.module(inputs)
+            except Exception as error:  # the user's code may raise anything
+                raise ModelError(f"the network fails on images of shape {self.input_shape}: {error}") from error
         if not isinstance(outputs, Tensor) or outputs.shape != (len(images), self.labels):
             came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ModelError(

@@ -206,8 +206,9 @@ def _import_function(model_def: str) -> Callable[..., object]:
     try:
         with _working_folder_importable():
             found = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise UsageError(f"--model-def {model_def!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and scripts may exit
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"--model-def {model_def!r} cannot be imported: {reason}") from error
     if not callable(found):
         raise UsageError(f"--model-def {model_def!r} is a {type(found).__name__}, not a function or class")
     return found  # type: ignore[no-any-return]  # any callable; what it returns is checked
@@ -230,7 +231,7 @@ def _call(function: Callable[..., object], model_def: str, labels: int | None) -
         takes_labels = False
     try:
         module = function(labels=labels) if takes_labels and labels is not None else function()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UsageError(f"--model-def {model_def!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"--model-def {model_def!r} gave a {type(module).__name__}, not a torch.nn.Module")
@@ -241,7 +242,7 @@ def _call(function: Callable[..., object], model_def: str, labels: int | None) -
 def _count_labels(module: nn.Module, input_shape: Shape) -> int:
     try:
         outputs = module.eval()(torch.zeros(2, *input_shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # the user's code may raise anything
         raise ModelError(f"the network does not take images of shape {input_shape} (--input-shape): {error}") from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         raise ModelError("the network should give one row of at least two logits an image")

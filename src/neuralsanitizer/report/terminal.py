@@ -132,4 +132,5 @@ def _count(number: int, thing: str) -> str:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style))
+    indent = text[: len(text) - len(text.lstrip())]
+    console.print(Text(indent + clean_text(text, 1000), style=style))  # a run folder may come from anywhere

@@ -1,21 +1,26 @@
-"""How large would a label's trigger be on a model that has no backdoor?
+"""Could a model without a backdoor be sent to the label just as well?
 
-A potential trigger is small or large only in comparison. Other labels are no yardstick: some are natural goals of small
-patches, and all may be infected. So each label is compared with itself: a clean reference takes the suspect's place,
-the same reconstruction runs against the other references, and the mask it needs is the label's size without a backdoor.
+That a patch works on the suspect proves nothing by itself: every network can be fooled by some patch, if it may be
+large. So each label's mask is handed to clean references, one after the other in the suspect's place: with the mask
+held, and the other references as guides, the best pattern is sought. A region in which a clean model is fooled too
+says nothing about the suspect. A region in which only the suspect is fooled holds a trigger, be it small or large.
+
+Each label is compared with itself, so nothing is assumed about other labels: all of them may be infected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 
-from neuralsanitizer.config import ReconstructConfig
+from neuralsanitizer.config import CounterpartConfig, ReconstructConfig
 from neuralsanitizer.data.clean_set import CleanSet
-from neuralsanitizer.detectors.neural_sanitizer.reconstruct import reconstruct
+from neuralsanitizer.data.sampling import derive_seed
+from neuralsanitizer.detectors.measure import success_rates
+from neuralsanitizer.detectors.neural_sanitizer.reconstruct import fit_patterns
 from neuralsanitizer.models.handle import SuspectModel
+from neuralsanitizer.records import Trigger
 
-__all__ = ["clean_sizes", "stand_ins"]
+__all__ = ["clean_successes", "stand_ins"]
 
 StandIn = tuple[SuspectModel, tuple[SuspectModel, ...]]
 """A reference in the suspect's place, and the references that guide its reconstruction."""
@@ -34,33 +39,51 @@ def stand_ins(guides: Sequence[SuspectModel], tests: Sequence[SuspectModel], cou
     """
     of_tests = [(test, tuple(guides)) for test in tests]
     of_guides = [(one, (*(g for g in guides if g is not one), *tests[:1])) for one in guides]
-    turns = [pair for pairs in zip(of_tests, of_guides, strict=False) for pair in pairs]
+    pairs = [*of_tests, *of_guides]
+    turns = [of[i] for i in range(len(pairs)) for of in (of_tests, of_guides) if i < len(of)]
     return tuple((model, guiding) for model, guiding in turns[:count] if guiding)
 
 
-def clean_sizes(
+def clean_successes(
     models: Sequence[StandIn],
     clean: CleanSet,
-    labels: Sequence[int],
+    held_out: CleanSet,
+    triggers: Sequence[Trigger],
     *,
-    config: ReconstructConfig,
+    config: CounterpartConfig,
+    guarding: ReconstructConfig,
+    images: int,
     seed: int,
     advance: Callable[[int], None] | None = None,
-) -> tuple[float, ...]:
-    """Mask size in pixels that each label needs on models without a backdoor: the mean over the stand-ins.
-
-    A label that never reaches the goal there counts with the mask it ended with: it would need more.
+) -> list[tuple[float, ...]]:
+    """Attack success that each trigger's mask reaches on models without a backdoor, with the best pattern for each.
 
     Args:
-        models: From :func:`stand_ins`, at least one.
-        clean: Images to stamp.
-        labels: Which labels.
-        config: Settings of the suspect's own reconstruction.
-        seed: The scan's seed: the stand-ins start from the suspect's masks and patterns, and see the same images.
+        models: From :func:`stand_ins`.
+        clean: Images to fit patterns on.
+        held_out: Images to measure on.
+        triggers: Whose masks and labels; their patterns are where the search starts, the likeliest to work.
+        config: How long to search.
+        guarding: How the guides constrain it: as in the suspect's own reconstruction.
+        images: How many held-out images a trigger.
+        seed: The scan's seed.
         advance: Told of every label and step done.
+
+    Returns:
+        One rate in [0, 1] a stand-in, for each trigger.
     """
-    sizes = [
-        [r.trigger.size for r in reconstruct(model, guides, clean, labels, config=config, seed=seed, advance=advance)]
-        for model, guides in models
-    ]
-    return tuple(fmean(column) for column in zip(*sizes, strict=True))
+    rates: list[tuple[float, ...]] = [() for _ in triggers]
+    for turn, (model, guides) in enumerate(models):
+        fitted = fit_patterns(
+            model,
+            guides,
+            clean,
+            triggers,
+            steps=config.steps,
+            config=guarding,
+            seed=derive_seed(seed, "stand-in", turn),
+            advance=advance,
+        )
+        for i, trigger in enumerate(fitted):
+            rates[i] += success_rates([model], trigger, held_out, images, seed)
+    return rates

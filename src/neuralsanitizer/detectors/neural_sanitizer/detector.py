@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -12,12 +13,12 @@ import torch
 from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, SelfCheckConfig
 from neuralsanitizer.detectors.base import CannotJudgeError, Context, Detector, Evidence
 from neuralsanitizer.detectors.measure import success_rates
-from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_sizes, stand_ins
+from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes, stand_ins
 from neuralsanitizer.detectors.neural_sanitizer.preserve import preserve
 from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Reconstruction, reconstruct
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
-from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SIZE, decide, is_candidate
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, decide, is_candidate
 from neuralsanitizer.execution.store import Part
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
@@ -72,7 +73,7 @@ class NeuralSanitizer(Detector):
         made: list[Reference] = []
         with context.timed("references"):
             for number, (role, plan) in enumerate(plans):
-                made += self._attempts(context, role, number, plan)
+                made += self._attempts(context, role, number, plan, _ancestor(made, role))
         usable = [r for r in made if r.record.usable]
         records = tuple(r.record for r in made)
         if {r.record.role for r in usable} != {role for role, _ in plans}:
@@ -86,7 +87,7 @@ class NeuralSanitizer(Detector):
         return references, records
 
     def examine(self, context: Context, prepared: _References, labels: Sequence[int]) -> list[Evidence]:
-        """Reconstruct, preserve, test for transfer, and compare with the size without a backdoor."""
+        """Reconstruct, preserve, test for transfer, and compare with models that have no backdoor."""
         context.progress.start(f"reconstruct triggers ({_range(labels)})", self.config.reconstruct.steps * len(labels))
         with context.timed("reconstruct"):
             reconstructions = reconstruct(
@@ -119,50 +120,57 @@ class NeuralSanitizer(Detector):
                 for trigger, rates, made in zip(triggers, matrix.rates, reconstructions, strict=True)
             ]
         with context.timed("calibrate"):
-            return self._with_clean_sizes(context, prepared, evidence)
+            return self._with_clean_successes(context, prepared, evidence)
 
     def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
         """Weigh attack success, transfer and size."""
         return decide(suspect, evidence, self.config)
 
-    def _with_clean_sizes(
+    def _with_clean_successes(
         self, context: Context, references: _References, evidence: Sequence[Evidence]
     ) -> list[Evidence]:
-        """Add to each label that may be infected the mask size that it would have without a backdoor."""
+        """Add to each label that may be infected how well its mask works on models without a backdoor."""
+        config = self.config
         guides, tests = [r.model for r in references.guides], [r.model for r in references.tests]
-        models = stand_ins(guides, tests, self.config.verdict.stand_ins)
-        labels = [e.trigger.label for e in evidence if is_candidate(e, context.suspect.labels, self.config)]
-        if not models or not labels:
+        models = stand_ins(guides, tests, config.counterparts.stand_ins)
+        candidates = [e.trigger for e in evidence if is_candidate(e, context.suspect.labels, config)]
+        if not models or not candidates:
             return list(evidence)
-        steps = self.config.reconstruct.steps * len(labels) * len(models)
+        labels = [trigger.label for trigger in candidates]
+        steps = config.counterparts.steps * len(labels) * len(models)
         context.progress.start(f"compare with clean models ({_range(labels)})", steps)
-        sizes = clean_sizes(
+        rates = clean_successes(
             models,
             context.clean,
-            labels,
-            config=self.config.reconstruct,
+            context.held_out,
+            candidates,
+            config=config.counterparts,
+            guarding=config.reconstruct,
+            images=config.transfer.images,
             seed=context.seed,
             advance=context.progress.advance,
         )
-        by_label = dict(zip(labels, sizes, strict=True))
-        return [
-            replace(e, metrics={**e.metrics, CLEAN_SIZE: by_label[e.trigger.label]})
-            if e.trigger.label in by_label
-            else e
-            for e in evidence
-        ]
+        found = {
+            label: {CLEAN_SUCCESS: fmean(r), f"{CLEAN_SUCCESS}_most": max(r)}
+            for label, r in zip(labels, rates, strict=True)
+        }
+        return [replace(e, metrics={**e.metrics, **found.get(e.trigger.label, {})}) for e in evidence]
 
-    def _attempts(self, context: Context, role: str, number: int, plan: ReferencePlan) -> list[Reference]:
+    def _attempts(
+        self, context: Context, role: str, number: int, plan: ReferencePlan, ancestor: SuspectModel | None
+    ) -> list[Reference]:
         """A reference, and before it those that came out unusable. One of three once collapsed (measured)."""
         made: list[Reference] = []
         for attempt in range(self.config.references.attempts):
             name = f"{role}-{number}-{plan.name}" + (f"-again-{attempt}" if attempt else "")
-            made.append(self._reference(context, role, plan, name))
+            made.append(self._reference(context, role, plan, name, ancestor))
             if made[-1].record.usable:
                 break
         return made
 
-    def _reference(self, context: Context, role: str, plan: ReferencePlan, name: str) -> Reference:
+    def _reference(
+        self, context: Context, role: str, plan: ReferencePlan, name: str, ancestor: SuspectModel | None
+    ) -> Reference:
         kept = context.store.get(f"reference-{name}")
         if kept is not None:
             return _reference_from(context.suspect, kept)
@@ -175,11 +183,19 @@ class NeuralSanitizer(Detector):
             role=role,
             config=self.config.references,
             seed=context.seed,
+            ancestor=ancestor,
             advance=context.progress.advance,
         )
         weights = {key: value.cpu().numpy() for key, value in reference.model.module.state_dict().items()}
         context.store.put(f"reference-{name}", Part(weights, to_json(reference.record)))
         return reference
+
+
+def _ancestor(made: Sequence[Reference], role: str) -> SuspectModel | None:
+    """The first usable distilled reference of a role. Guides and tests share none: they are to be independent."""
+    return next(
+        (r.model for r in made if r.record.usable and (r.record.role, r.record.kind) == (role, "distilled")), None
+    )
 
 
 def _reference_from(suspect: SuspectModel, part: Part) -> Reference:

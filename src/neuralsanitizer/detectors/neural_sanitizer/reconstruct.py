@@ -22,7 +22,7 @@ from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
 
-__all__ = ["Reconstruction", "reconstruct"]
+__all__ = ["Reconstruction", "fit_patterns", "reconstruct"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,89 @@ def reconstruct(
         batch = labels[i : i + config.label_batch]
         found += _LabelBatch(suspect, guides, clean, batch, config=config, seed=seed).run(advance)
     return found
+
+
+def fit_patterns(
+    suspect: SuspectModel,
+    guides: Sequence[SuspectModel],
+    clean: CleanSet,
+    triggers: Sequence[Trigger],
+    *,
+    steps: int,
+    config: ReconstructConfig,
+    seed: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[Trigger]:
+    """The best patterns within given masks, under the same constraint as :func:`reconstruct`.
+
+    Args:
+        suspect: The model to fool.
+        guides: References that must be spared; each step asks one of them, drawn at random.
+        clean: Images to stamp.
+        triggers: Masks, labels, and the patterns to start from; of different labels.
+        steps: Optimiser steps.
+        config: Images a step, step size, weight of the guides, labels at once.
+        seed: All randomness derives from it.
+        advance: Told of every label and step done.
+
+    Returns:
+        The triggers with other patterns, in the same order.
+    """
+    fitted: list[Trigger] = []
+    sampler = LabelSampler(clean.labels, suspect.labels)
+    images, device = clean.images.to(suspect.device), suspect.device
+    for i in range(0, len(triggers), config.label_batch):
+        batch = triggers[i : i + config.label_batch]
+        labels = [trigger.label for trigger in batch]
+        generators = [torch.Generator().manual_seed(derive_seed(seed, "fit", label)) for label in labels]
+        draws = torch.stack(
+            [sampler.draw(label, steps, config.images, g) for label, g in zip(labels, generators, strict=True)], dim=1
+        ).to(device)  # (steps, K, n)
+        turn = torch.Generator().manual_seed(derive_seed(seed, "fit-guides"))
+        turns = torch.randint(max(1, len(guides)), (steps,), generator=turn).tolist()
+        mask = torch.stack([torch.from_numpy(t.mask) for t in batch]).to(device)  # (K, H, W)
+        pattern = torch.stack([torch.from_numpy(t.pattern) for t in batch]).to(device).requires_grad_()
+        optimiser = torch.optim.Adam([pattern], lr=config.learning_rate)
+        targets = torch.tensor(labels, device=device)
+        for step in range(steps):
+            stamped = stamp(images[draws[step]], mask[:, None, None], pattern[:, None])
+            guide = guides[turns[step]] if guides else None
+            loss, _ = _guarded_loss(suspect, guide, stamped, targets, config)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            with torch.no_grad():
+                pattern.clamp_(0, 1)
+            if advance is not None:
+                advance(len(batch))
+        found = pattern.detach().cpu().numpy()
+        fitted += [Trigger(t.label, t.mask, found[k]) for k, t in enumerate(batch)]
+    return fitted
+
+
+def _guarded_loss(
+    suspect: SuspectModel, guide: SuspectModel | None, stamped: Tensor, targets: Tensor, config: ReconstructConfig
+) -> tuple[Tensor, Tensor]:
+    """What suspect and guide say of stamped images: the loss, summed over K labels, and which images hit (K, n).
+
+    Args:
+        suspect: The model to fool.
+        guide: The reference to spare.
+        stamped: (K, n, C, H, W).
+        targets: (K,): the labels.
+        config: Weight and limit of the guide's term.
+    """
+    labels, count = stamped.shape[:2]
+    flat = stamped.flatten(0, 1)
+    with autocast(suspect.device, fast_dtype(suspect.device)):
+        logits = suspect(flat)  # (K*n, labels)
+        guided = guide(flat) if guide is not None else None
+    wanted = targets.repeat_interleave(count)
+    loss = F.cross_entropy(logits, wanted, reduction="sum") / count
+    if guided is not None:
+        probabilities = guided.softmax(dim=1).view(labels, count, -1)
+        loss = loss + config.alpha * pile_up(probabilities, config.pile_up_share * count).sum()
+    return loss, (logits.detach().argmax(dim=1) == wanted).view(labels, count)
 
 
 class _LabelBatch:
@@ -137,18 +220,12 @@ class _LabelBatch:
             self.optimiser.state[parameter].update(state)
 
     def _step(self, step: int) -> None:
-        config, count = self.config, len(self.rows)
+        config = self.config
         images = self.images[self.draws[step, self.rows]]  # (k, n, C, H, W)
         mask = mask_from_raw(self.raw, config.sharpness)  # (k, H, W)
-        stamped = stamp(images, mask[:, None, None], self.pattern[:, None]).flatten(0, 1)  # (k*n, C, H, W)
-        with autocast(self.suspect.device, fast_dtype(self.suspect.device)):
-            logits = self.suspect(stamped)  # (k*n, labels)
-            guided = self.guides[self.turns[step]](stamped) if self.guides else None
-        wanted = self.targets[self.rows].repeat_interleave(config.images)
-        loss = F.cross_entropy(logits, wanted, reduction="sum") / config.images
-        if guided is not None:
-            probabilities = guided.softmax(dim=1).view(count, config.images, -1)
-            loss = loss + config.alpha * pile_up(probabilities, config.pile_up_share * config.images).sum()
+        stamped = stamp(images, mask[:, None, None], self.pattern[:, None])
+        guide = self.guides[self.turns[step]] if self.guides else None
+        loss, hits = _guarded_loss(self.suspect, guide, stamped, self.targets[self.rows], config)
         loss = loss + config.noise_weight * total_variation(mask).sum()
         loss = loss + (self.weight * mask.sum(dim=(1, 2))).sum()
         self.optimiser.zero_grad(set_to_none=True)
@@ -157,7 +234,7 @@ class _LabelBatch:
         with torch.no_grad():
             self.raw.clamp_(0, 1)
             self.pattern.clamp_(0, 1)
-            self.hits += (logits.argmax(dim=1) == wanted).view(count, -1).float().mean(dim=1)
+            self.hits += hits.float().mean(dim=1)
 
     @torch.no_grad()
     def _look(self, step: int, success: Tensor) -> None:

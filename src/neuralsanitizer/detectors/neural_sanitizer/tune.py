@@ -1,9 +1,11 @@
 """References: models that stand for "the suspect without its backdoor".
 
-Three kinds. ``tuned`` is NeuralSanitizer's PNNIR: some of the last layers are re-initialised, trained alone, then the
+Four kinds. ``tuned`` is NeuralSanitizer's PNNIR: some of the last layers are re-initialised, trained alone, then the
 whole network is trained on clean data. ``scratch`` has fresh weights and learns the true labels. ``distilled`` has
 fresh weights and learns the suspect's own outputs on mixed-up clean images: as close to the suspect as clean data can
-bring it, and without a path for the backdoor. Measured: tuned models often keep the backdoor; networks with fresh
+bring it, and without a path for the backdoor. ``derived`` learns the same, from weights halfway between an earlier
+distilled reference and fresh ones (Ash and Adams 2020, "shrink and perturb"): another network, for a quarter of the
+time, and as free of the backdoor as its ancestor. Measured: tuned models often keep the backdoor; networks with fresh
 weights did not.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,7 @@ from neuralsanitizer.config import ReferenceConfig, ReferencePlan
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed, mixed_images
 from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform
+from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.layers import layers_of
 from neuralsanitizer.records import ReferenceRecord
@@ -56,6 +59,7 @@ class _Job:
     config: ReferenceConfig
     generator: Generator
     advance: Advance | None
+    ancestor: SuspectModel | None = None
 
 
 def make_reference(
@@ -68,6 +72,7 @@ def make_reference(
     role: str,
     config: ReferenceConfig,
     seed: int,
+    ancestor: SuspectModel | None = None,
     advance: Advance | None = None,
 ) -> Reference:
     """Make one reference, and measure it.
@@ -81,13 +86,14 @@ def make_reference(
         role: ``guide`` or ``test``.
         config: How long and how fast.
         seed: The scan's seed.
+        ancestor: For ``derived``: a distilled reference; without one it is distilled itself.
         advance: Told of every optimiser step.
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(derive_seed(seed, "reference", name))
     student = suspect.with_module(copy.deepcopy(suspect.module))
-    make = {"tuned": _tune, "scratch": _train_from_scratch, "distilled": _distil}[plan.kind]
-    make(_Job(student, suspect, clean, plan, config, generator, advance))
+    make = {"tuned": _tune, "scratch": _train_from_scratch, "distilled": _distil, "derived": _derive}[plan.kind]
+    make(_Job(student, suspect, clean, plan, config, generator, advance, ancestor))
     predicted = student.predict(held_out.images).cpu()
     agreement = float((predicted == suspect.predict(held_out.images).cpu()).float().mean())
     usable = agreement >= config.least_agreement
@@ -107,6 +113,8 @@ def make_reference(
 
 def reference_steps(plan: ReferencePlan, config: ReferenceConfig) -> int:
     """The most optimiser steps that a reference takes."""
+    if plan.kind == "derived":
+        return sum(config.derived_cycles)
     if plan.kind != "tuned":
         return sum(config.fresh_cycles)
     return _frozen_steps(plan, config) + config.steps
@@ -142,28 +150,49 @@ def _tune(job: _Job) -> None:
 def _train_from_scratch(job: _Job) -> None:
     """Fresh weights, true labels, on shifted images: few images would be learnt by heart otherwise."""
     one_hot = torch.eye(job.student.labels, device=job.student.device)
-    _fit_fresh(job, mixing=0.0, teach=lambda _, labels: one_hot[labels])
+    reinitialise_all(job.student.module, job.generator)
+    _fit_cycles(job, job.config.fresh_cycles, mixing=0.0, teach=lambda _, labels: one_hot[labels])
 
 
 def _distil(job: _Job) -> None:
     """Fresh weights, the suspect's probabilities on mixed-up images."""
-    _fit_fresh(job, mixing=0.5, teach=lambda images, _: job.suspect(images).softmax(dim=1))
+    reinitialise_all(job.student.module, job.generator)
+    _fit_cycles(job, job.config.fresh_cycles, mixing=_MIXING, teach=_teacher(job))
 
 
-def _fit_fresh(job: _Job, mixing: float, teach: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _derive(job: _Job) -> None:
+    """Weights between the ancestor's and fresh ones, then the suspect's probabilities on mixed-up images."""
+    if job.ancestor is None:
+        _distil(job)
+        return
+    reinitialise_all(job.student.module, job.generator)
+    with torch.no_grad():
+        inherited = dict(job.ancestor.module.named_parameters())
+        for name, parameter in job.student.module.named_parameters():
+            parameter.lerp_(inherited[name], job.config.inherited)
+    _fit_cycles(job, job.config.derived_cycles, mixing=_MIXING, teach=_teacher(job))
+
+
+_MIXING = 0.5  # up to even mixtures
+
+
+def _teacher(job: _Job) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda images, _: job.suspect(images).softmax(dim=1)
+
+
+def _fit_cycles(job: _Job, cycles: Sequence[int], mixing: float, teach: Callable[[Tensor, Tensor], Tensor]) -> None:
     student, config, generator = job.student, job.config, job.generator
-    reinitialise_all(student.module, generator)
     images, labels = job.clean.images.to(student.device), job.clean.labels.to(student.device)
     batches = shuffled_batches(images, labels, config.batch, generator)
 
     def sample() -> tuple[Tensor, Tensor]:
         chosen, true_labels = batches()
         inputs = mixed_images(chosen, generator, config.largest_shift, mixing)
-        with torch.no_grad():
+        with torch.no_grad(), autocast(student.device, fast_dtype(student.device)):
             return student.normalise(inputs), teach(inputs, true_labels)
 
     wanted = job.suspect.predict(images)
-    for steps in config.fresh_cycles:
+    for steps in cycles:
         schedule = Schedule(steps, config.fresh_learning_rate, one_cycle=True)
         fit(student.module, sample, schedule, loss=_loss_on(student), advance=job.advance)
         if float((student.predict(images) == wanted).float().mean()) >= config.enough_agreement:

@@ -1,4 +1,4 @@
-"""From evidence to findings: attack success, transfer and size of each label's trigger, weighed."""
+"""From evidence to findings: attack success, transfer and a comparison with clean models, weighed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from neuralsanitizer.detectors.base import Evidence, model_verdict
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, Verdict
 
-__all__ = ["CLEAN_SIZE", "decide", "is_candidate"]
+__all__ = ["CLEAN_SUCCESS", "decide", "is_candidate"]
 
-CLEAN_SIZE = "size_without_backdoor"
-"""Name of the metric: mask size in pixels that the label needs on models without a backdoor."""
+CLEAN_SUCCESS = "success_without_backdoor"
+"""Name of the metric: mean attack success that the label's mask reaches on models without a backdoor, [0, 1]."""
 
 _ASSUMPTIONS = (
     "A trigger is a patch: it covers the same pixels of every image with the same pattern.",
@@ -52,7 +52,7 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
 
 
 def is_candidate(evidence: Evidence, labels: int, config: NeuralSanitizerConfig) -> bool:
-    """Whether a trigger works on the suspect and on no clean reference: infected, unless it is a large one."""
+    """Whether a trigger works on the suspect and on no clean reference: infected, unless clean models have the like."""
     return not _harmless(evidence, labels, config)
 
 
@@ -65,19 +65,20 @@ def _judge_label(one: Evidence, labels: int, pixels: int, config: NeuralSanitize
         f"a patch of {size:.0f} pixels ({size / pixels:.1%} of the image) sends {one.attack_success:.0%} of other "
         "images here, and does nothing to clean references"
     )
-    if CLEAN_SIZE not in one.metrics:
+    if CLEAN_SUCCESS not in one.metrics:
         return Finding.INFECTED, works
-    ratio = size / max(one.metrics[CLEAN_SIZE], 1e-6)
-    compared = f"models without a backdoor need {one.metrics[CLEAN_SIZE]:.0f} pixels"
-    if ratio <= config.verdict.infected_ratio:
+    without = one.metrics[CLEAN_SUCCESS]
+    compared = f"the best pattern in its place sends {without:.0%} there on models without a backdoor"
+    excess = one.attack_success - without
+    if excess >= config.verdict.infected_excess:
         return Finding.INFECTED, f"{works}; {compared}"
-    if ratio < config.verdict.clean_ratio:
+    if excess > config.verdict.clean_excess:
         return Finding.INCONCLUSIVE, f"{works}; {compared}: too close to tell"
-    return Finding.CLEAN, f"it takes {size:.0f} pixels to send others here, and {compared}: nothing out of the ordinary"
+    return Finding.CLEAN, f"a patch of {size:.0f} pixels sends {one.attack_success:.0%} here, but {compared}"
 
 
 def _harmless(one: Evidence, labels: int, config: NeuralSanitizerConfig) -> str:
-    """Why a label's trigger is none, whatever its size; empty if it may be one."""
+    """Why a label's trigger is none, whatever clean models have; empty if it may be one."""
     transfer = config.transfer
     threshold = transfer.threshold_many if labels >= transfer.many else transfer.threshold
     hits = sum(rate >= threshold for rate in one.transfer)
@@ -85,10 +86,4 @@ def _harmless(one: Evidence, labels: int, config: NeuralSanitizerConfig) -> str:
         return f"no pattern sends more than {one.attack_success:.0%} of images to this label"
     if hits >= transfer.transfers_to:
         return f"the pattern works on {hits} of {len(one.transfer)} clean references too: an adversarial patch"
-    if config.reconstruct.size is not None and not one.metrics["reached_goal"]:
-        return "no pattern that leaves clean references unharmed holds its attack success here"
-    _, height, width = one.trigger.pattern.shape
-    share = one.trigger.size / (height * width)
-    if share > config.verdict.largest_size_share:
-        return f"it takes {share:.0%} of the image to send others here: models without a backdoor need no more"
     return ""

@@ -10,7 +10,7 @@ from torch import nn
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models.architectures.deepid import LAYERS, DeepID
 from neuralsanitizer.models.architectures.plain import GTSRB_CNN, MNIST_CNN, MNIST_CNN_SMALL, PlainCNN
-from neuralsanitizer.models.architectures.resnet import ResNet18
+from neuralsanitizer.models.architectures.resnet import RESNET8, RESNET18, ResNet
 from neuralsanitizer.models.architectures.vgg import VGG16
 from neuralsanitizer.models.handle import Preprocessing
 
@@ -84,7 +84,16 @@ _REGISTRY = {
             ((32, 32),),
             Preprocessing.from_raw((120.7,), (64.15,), _EIGHT_BIT),
             "NeuralSanitizer, CIFAR-10",
-            lambda labels, channels, size: ResNet18(labels, channels),  # noqa: ARG005 - any size will do
+            lambda labels, channels, size: ResNet(RESNET18, labels, channels),  # noqa: ARG005 - any size will do
+        ),
+        Architecture(
+            "cifar10-resnet8",
+            10,
+            3,
+            ((32, 32),),
+            Preprocessing.from_raw((120.7,), (64.15,), _EIGHT_BIT),
+            "a smaller residual network for CIFAR-10, for machines without a GPU",
+            lambda labels, channels, size: ResNet(RESNET8, labels, channels),  # noqa: ARG005 - any size will do
         ),
         Architecture(
             "deepid",

@@ -1,4 +1,4 @@
-"""ResNet-18 with a 3x3 stem, as used on CIFAR-10."""
+"""Residual networks with a 3x3 stem, as used on CIFAR-10."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-__all__ = ["ResNet18"]
+__all__ = ["RESNET8", "RESNET18", "ResNet"]
+
+RESNET18 = (64, 64, 64, 128, 128, 256, 256, 512, 512)
+RESNET8 = (16, 16, 32, 64)
+"""Widths: of the stem, then of each block."""
 
 
 class _Block(nn.Module):
@@ -28,21 +32,21 @@ class _Block(nn.Module):
         return total.relu()
 
 
-class ResNet18(nn.Module):
-    """Stem of 64 channels, eight blocks (64 64 128 128 256 256 512 512), mean over the picture, dense layer.
+class ResNet(nn.Module):
+    """Stem, residual blocks of two convolutions, mean over the picture, dense layer.
 
     Args:
+        widths: Channels of the stem, then of each block; a block that is wider than the one before halves the edges.
         labels: Number of labels.
         channels: Channels of the input.
     """
 
-    def __init__(self, labels: int, channels: int) -> None:
+    def __init__(self, widths: tuple[int, ...], labels: int, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(64)
-        widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
+        self.conv = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
         self.blocks = nn.Sequential(*(_Block(a, b, 2 if b > a else 1) for a, b in pairwise(widths)))
-        self.output = nn.Linear(512, labels)
+        self.output = nn.Linear(widths[-1], labels)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -50,5 +54,5 @@ class ResNet18(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, labels) of normalised images (N, channels, height, width)."""
         hidden = self.blocks(self.bn(self.conv(images)).relu())
-        logits: Tensor = self.output(hidden.mean(dim=(2, 3)))  # on 32x32: the 4x4 average pooling of the paper
+        logits: Tensor = self.output(hidden.mean(dim=(2, 3)))  # ResNet-18 on 32x32: the paper's 4x4 average pooling
         return logits
