@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -267,7 +268,7 @@ def verify(
     before = model.accuracy(held_out.images, held_out.labels)
     after = repaired.accuracy(held_out.images, held_out.labels)
     measured = _before_and_after(model, repaired, triggers, origin, held_out, seed)
-    finding, reason = _proof(measured, before - after, fresh.run, config)
+    finding, reason = _proof(measured, _least_drop(model, repaired, held_out), fresh.run, config)
     verification = Verification(
         created=now(),
         finding=finding,
@@ -284,6 +285,19 @@ def verify(
     if folder is not None:
         folder.write_verification(verification)
     return verification
+
+
+def _least_drop(model: SuspectModel, repaired: SuspectModel, held_out: CleanSet) -> float:
+    """By how much accuracy fell at least, at 95 % confidence: 3 of 200 images prove no loss of 1.5 points.
+
+    Only the images that one of the two models names rightly and the other wrongly tell them apart (McNemar).
+    """
+    right, still = (m.predict(held_out.images).cpu() == held_out.labels for m in (model, repaired))
+    lost, won = int((right & ~still).sum()), int((still & ~right).sum())
+    return (lost - won - _ONE_SIDED * math.sqrt(lost + won)) / len(held_out)
+
+
+_ONE_SIDED = 1.645  # standard deviations that 95 % of a normal distribution lie over
 
 
 def _proof(
@@ -303,7 +317,7 @@ def _proof(
     if accuracy_drop > config.largest_accuracy_drop:
         return (
             Finding.INCONCLUSIVE,
-            f"the triggers are gone, but clean accuracy fell by {100 * accuracy_drop:.1f} points",
+            f"the triggers are gone, but clean accuracy fell, by {100 * accuracy_drop:.1f} points at least",
         )
     return Finding.CLEAN, "every reversed trigger is dead, accuracy held, and a fresh scan found no backdoor"
 
@@ -311,12 +325,13 @@ def _proof(
 def _scan_again(
     repaired: SuspectModel, saved: SavedRun, clean: CleanSet, references: Store, seed: int, progress: Progress
 ) -> Scan:
-    """Scan the infected labels of a repaired model, with the references of the first scan where they are at hand.
+    """Scan the infected labels of a repaired model, or all if the method compares them.
 
-    They were made from the model before repair, on clean images alone: they stand for the repaired model as well.
+    The references are those of the first scan where they are at hand: they were made from the model before repair, on
+    clean images alone, and stand for the repaired model as well.
     """
     detector = detector_of(saved.run)
-    labels = saved.run.verdict.infected_labels
+    labels = None if detector.compares_labels else saved.run.verdict.infected_labels
     store = ReadThroughStore(references, prefix="reference-")
     return detector.scan(repaired, clean, seed=seed, labels=labels, progress=progress, store=store)
 

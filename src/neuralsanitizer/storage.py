@@ -237,12 +237,20 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        Path(temporary).chmod(_mode())
         Path(temporary).replace(path)
     except OSError as error:
         if temporary:
             with suppress(OSError):
                 Path(temporary).unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _mode() -> int:
+    """The permissions that a new file gets from the user's umask: mkstemp's own keep reports from everybody else."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -9,7 +9,14 @@ from torch import nn
 from neuralsanitizer.config import PAPER, NeuralSanitizerConfig
 from neuralsanitizer.detectors.base import Evidence, model_verdict
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import stand_ins
-from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, decide, is_candidate
+from neuralsanitizer.detectors.neural_sanitizer.verdict import (
+    CLEAN_SUCCESS,
+    EXCESS,
+    decide,
+    is_candidate,
+    is_unclear,
+    merged,
+)
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.records import Finding, Trigger
 
@@ -23,7 +30,7 @@ def suspect(labels=10):
 def evidence(label=0, *, size=16.0, success=0.99, transfer=(0.0, 0.1), without=0.1):
     mask = np.zeros((20, 20), np.float32)
     mask.flat[: int(size)] = 1
-    metrics = {} if without is None else {CLEAN_SUCCESS: without}
+    metrics = {} if without is None else {CLEAN_SUCCESS: without, EXCESS: success - without}
     return Evidence(Trigger(label, mask, np.ones((1, 20, 20), np.float32)), success, transfer, metrics)
 
 
@@ -34,8 +41,8 @@ def evidence(label=0, *, size=16.0, success=0.99, transfer=(0.0, 0.1), without=0
         ({"success": 0.5}, Finding.CLEAN, "no pattern sends more than 50%"),
         ({"transfer": (0.0, 0.6)}, Finding.CLEAN, "works on 1 of 2 clean references too"),
         ({"without": 0.95}, Finding.CLEAN, "95% there on models without a backdoor"),
-        ({"without": 0.47}, Finding.INCONCLUSIVE, "too close to tell"),
-        ({"size": 200.0, "without": 0.3}, Finding.INFECTED, "200 pixels"),
+        ({"without": 0.55}, Finding.INCONCLUSIVE, "too close to tell"),
+        ({"size": 200.0, "without": 0.4}, Finding.INFECTED, "200 pixels"),
         ({"without": None}, Finding.INFECTED, "does nothing to clean references"),
     ],
 )
@@ -66,7 +73,7 @@ def test_a_model_with_every_label_infected_is_caught():
 
 
 def test_one_open_label_leaves_the_model_open_unless_another_is_infected():
-    open_one = evidence(1, without=0.47)
+    open_one = evidence(1, without=0.55)
     assert decide(suspect(), [evidence(0, success=0.1), open_one], DEFAULT).finding is Finding.INCONCLUSIVE
     assert decide(suspect(), [evidence(0), open_one], DEFAULT).finding is Finding.INFECTED
     assert decide(suspect(), [evidence(0, success=0.1)], DEFAULT).finding is Finding.CLEAN
@@ -87,3 +94,42 @@ def test_stand_ins_are_never_guided_by_themselves():
         assert model not in guiding
         assert len(guiding) == 3
     assert stand_ins(guides[:1], [], 2) == ()
+
+
+def test_a_network_that_is_easily_fooled_raises_the_bar_but_not_for_certain_labels():
+    """Every label exceeds clean models by about 0.45: one by 0.6 is not out of the ordinary, one by 0.9 is."""
+    fooled = [
+        evidence(label, success=0.95, without=without) for label, without in enumerate((0.4, 0.5, 0.55, 0.45, 0.6))
+    ]
+    doubtful, certain = evidence(5, success=0.95, without=0.35), evidence(6, success=0.95, without=0.05)
+    alone = decide(suspect(), [doubtful], DEFAULT)
+    verdict = decide(suspect(), [*fooled, doubtful, certain], DEFAULT)
+    assert alone.infected_labels == (5,)
+    assert verdict.infected_labels == (6,)
+    assert verdict.labels[5].finding is Finding.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("without", "unclear"), [(0.7, False), (0.5, True), (0.3, True), (0.1, False), (None, False)])
+def test_what_is_neither_trigger_nor_patch_is_unclear(without, unclear):
+    assert is_unclear(evidence(without=without), DEFAULT) is unclear
+
+
+def test_several_looks_count_as_their_mean_with_the_smallest_trigger():
+    first, second = evidence(size=60.0, success=0.9, without=0.3), evidence(size=40.0, success=1.0, without=0.2)
+    assert merged([first]) is first
+    both = merged([first, second])
+    assert both.trigger is second.trigger
+    assert both.metrics[EXCESS] == pytest.approx(0.7)
+    assert both.metrics[CLEAN_SUCCESS] == pytest.approx(0.25)
+    assert both.metrics["excess_spread"] == pytest.approx(0.2)
+    nothing = evidence(size=90.0, success=0.9, without=None)  # transferred: no comparison was made
+    assert merged([first, nothing]).metrics[EXCESS] == pytest.approx(0.3)
+
+
+def test_confidence_grows_with_the_distance_from_the_threshold():
+    certain, barely, patch = (decide(suspect(), [evidence(without=w)], DEFAULT).labels[0] for w in (0.05, 0.45, 0.95))
+    assert certain.confidence == 1.0
+    assert 0.5 <= barely.confidence < 0.7
+    assert 0.9 < patch.confidence <= 1.0
+    assert decide(suspect(), [evidence(without=0.55)], DEFAULT).labels[0].confidence is None
+    assert decide(suspect(), [evidence(without=None)], PAPER).labels[0].confidence is None

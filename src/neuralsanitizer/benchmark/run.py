@@ -25,7 +25,9 @@ from neuralsanitizer.records import from_json, to_json
 from neuralsanitizer.storage import RunFolder, write_json
 from neuralsanitizer.training import steps_of
 
-__all__ = ["DETECTORS", "Bench", "read_scores"]
+__all__ = ["DETECTORS", "STAGES", "Bench", "read_scores"]
+
+STAGES = ("scan", "repair", "verify")
 
 DETECTORS = ("neural-sanitizer/default", "neural-sanitizer/paper", "neural-cleanse/default")
 """Method and preset of what is compared."""
@@ -41,6 +43,7 @@ class Bench:
         device: Where to compute.
         seed: Of scans, repairs and verifications.
         progress: Where to say how far it is.
+        through: How far each case is taken: one of :data:`STAGES`.
     """
 
     data: Path
@@ -48,6 +51,7 @@ class Bench:
     device: torch.device
     seed: int
     progress: Progress
+    through: str = "verify"
 
     def run(self, cases: Iterable[Case], detectors: Sequence[str]) -> list[Score]:
         """Run what is missing of some cases.
@@ -56,13 +60,16 @@ class Bench:
             DataError: A data set is missing.
             UsageError: An unknown detector.
         """
+        if self.through not in STAGES:
+            raise UsageError(f"unknown stage {self.through!r}: choose one of {', '.join(STAGES)}")
         for detector in detectors:
             if detector.partition("/")[0] not in METHODS:
                 raise UsageError(f"unknown detector {detector!r}: choose of {', '.join(DETECTORS)}")
         scores, loaded = [], {}
         for case in cases:
-            if all(self._score_path(case, detector).exists() for detector in detectors) and detectors:
-                scores += [_read(self._score_path(case, detector)) for detector in detectors]
+            done = [self._done(case, detector) for detector in detectors]
+            if done and all(done):
+                scores += [score for score in done if score is not None]
                 continue
             if case.task not in loaded:
                 loaded = {case.task: load_task(TASKS[case.task], self.data, self.output / "cache", self.progress.note)}
@@ -83,9 +90,10 @@ class Bench:
         return read_attack(path, model)
 
     def _score(self, case: Case, detector: str, attacked: AttackResult, clean: CleanSet, unseen: CleanSet) -> Score:
+        done = self._done(case, detector)
+        if done is not None:
+            return done
         path = self._score_path(case, detector)
-        if path.exists():
-            return _read(path)
         self.progress.note(f"{case.name}: {detector}")
         if case.clean_images:
             clean, _ = clean.split([case.clean_images / len(clean)], seed=0)
@@ -113,7 +121,7 @@ class Bench:
         self, attacked: AttackResult, folder: RunFolder, clean: CleanSet, unseen: CleanSet
     ) -> RepairScore | None:
         """Repair and prove, as a user would who believes the verdict, right or wrong."""
-        if not folder.read().run.verdict.infected_labels:
+        if self.through == "scan" or not folder.read().run.verdict.infected_labels:
             return None
         fixed = repair(
             attacked.model,
@@ -123,8 +131,21 @@ class Bench:
             seed=self.seed,
             progress=self.progress,
         )
-        proof = verify(attacked.model, fixed.model, folder.path, clean, progress=self.progress)
+        proof = None
+        if self.through == "verify":
+            proof = verify(attacked.model, fixed.model, folder.path, clean, progress=self.progress)
         return score_repair(attacked, fixed.model, unseen, fixed.repair, proof)
+
+    def _done(self, case: Case, detector: str) -> Score | None:
+        """The score of an earlier run, if that went as far as this one is to go."""
+        path = self._score_path(case, detector)
+        if not path.exists():
+            return None
+        score = _read(path)
+        short = self.through != "scan" and (
+            score.repair is None or (self.through == "verify" and score.repair.proof is None)
+        )
+        return None if short and score.found else score
 
     def _score_path(self, case: Case, detector: str) -> Path:
         return self.output / "scores" / f"{case.name}--{detector.replace('/', '-')}-{self.seed}.json"

@@ -21,7 +21,7 @@ class RepairScore:
         attack_success: Of each planted trigger on the repaired model, [0, 1].
         reversed_success: Largest attack success of a reversed trigger on the repaired model, [0, 1].
         rounds: How often the infected labels were scanned again.
-        proof: Finding of the verification.
+        proof: Finding of the verification, if it was made.
         repair_seconds: What the repair cost.
         verify_seconds: What the verification cost.
     """
@@ -30,9 +30,9 @@ class RepairScore:
     attack_success: tuple[float, ...]
     reversed_success: float
     rounds: int
-    proof: Finding
     repair_seconds: float
-    verify_seconds: float
+    proof: Finding | None = None
+    verify_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def score_scan(case: str, split: str, attacked: AttackResult, run: Run, repair: 
 
 
 def score_repair(
-    attacked: AttackResult, repaired: SuspectModel, unseen: CleanSet, repair: Repair, proof: Verification
+    attacked: AttackResult, repaired: SuspectModel, unseen: CleanSet, repair: Repair, proof: Verification | None
 ) -> RepairScore:
     """Measure the planted triggers on a repaired model."""
     return RepairScore(
@@ -116,9 +116,9 @@ def score_repair(
         attack_success=_planted_success(attacked, repaired, unseen),
         reversed_success=max((t.attack_success_after for t in repair.triggers), default=0.0),
         rounds=repair.rounds,
-        proof=proof.finding,
         repair_seconds=round(repair.timings["total"], 1),
-        verify_seconds=round(proof.timings["total"], 1),
+        proof=None if proof is None else proof.finding,
+        verify_seconds=None if proof is None else round(proof.timings["total"], 1),
     )
 
 

@@ -48,9 +48,9 @@ def _repairs(scores: Sequence[Score]) -> str:
             _rates(s.repair.attack_success),
             f"{s.repair.reversed_success:.1%}",
             str(s.repair.rounds),
-            s.repair.proof.value,
+            "-" if s.repair.proof is None else s.repair.proof.value,
             f"{s.repair.repair_seconds:.0f}",
-            f"{s.repair.verify_seconds:.0f}",
+            "-" if s.repair.verify_seconds is None else f"{s.repair.verify_seconds:.0f}",
         )
         for s in scores
         if s.repair is not None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from neuralsanitizer.benchmark import grid
-from neuralsanitizer.benchmark.run import DETECTORS, Bench, read_scores
+from neuralsanitizer.benchmark.run import DETECTORS, STAGES, Bench, read_scores
 from neuralsanitizer.benchmark.tables import markdown
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import guarded, print_json, progress_bar
@@ -32,6 +32,9 @@ def run_command(
     detector: Annotated[
         list[str] | None, typer.Option("--detector", help=f"METHOD/PRESET, repeatable ({', '.join(DETECTORS)}).")
     ] = None,
+    through: Annotated[
+        str, typer.Option("--through", help=f"How far each case is taken: {', '.join(STAGES)}.")
+    ] = "verify",
     train_only: Annotated[bool, typer.Option("--train-only", help="Train the models, scan nothing.")] = False,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
@@ -39,7 +42,7 @@ def run_command(
 ) -> None:
     """Train, scan, repair, verify and score the models of a split. What was done before is not done again."""
     with progress_bar() as progress:
-        bench = Bench(data, output, parse_device(device), seed, progress)
+        bench = Bench(data, output, parse_device(device), seed, progress, through)
         scores = bench.run(grid.cases(split, only), () if train_only else tuple(detector or DETECTORS))
     if format_ is o.Format.JSON:
         print_json(to_json(scores))

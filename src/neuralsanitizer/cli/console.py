@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
@@ -32,6 +33,8 @@ _LONGEST = 2000  # characters of an error: its text may quote what stands in a h
 
 def stdout() -> Console:
     """Where data goes. Made anew each time: tests and pipes change the stream."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name must not end a scan on a stream without its letters
     return Console()
 
 
@@ -61,7 +64,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             stderr().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            stderr().print("interrupted; finished labels are kept: go on with --resume and the same --output")
+            stderr().print("interrupted; a scan with --output keeps its finished labels: go on with --resume")
             raise typer.Exit(INTERRUPTED) from error
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise

@@ -51,7 +51,7 @@ ShapeOption = Annotated[
     str | None, typer.Option("--input-shape", help="CHANNELS,HEIGHT,WIDTH; needed with --model-def.")
 ]
 MeanOption = Annotated[str | None, typer.Option("--mean", help="One value a channel, in the units of --range.")]
-StdOption = Annotated[str | None, typer.Option("--std", help="Likewise.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="One value a channel, in the units of --range.")]
 RangeOption = Annotated[
     tuple[float, float] | None,
     typer.Option("--range", help="Pixel values that black and white stand for, e.g. 0 1 or 0 255.", metavar="LOW HIGH"),
@@ -64,7 +64,7 @@ SeedOption = Annotated[
     int, typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Same seed, same machine, same verdict.")
 ]
 LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Use at most so many clean images, evenly over the labels.")
+    int | None, typer.Option("--limit", min=1, help="Use at most so many clean images, of the same mix of labels.")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
 

@@ -11,6 +11,7 @@ import typer
 from neuralsanitizer import report
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import exit_code_of, guarded, print_json, progress_bar, stderr, stdout
+from neuralsanitizer.errors import UsageError
 from neuralsanitizer.pipeline import scan
 from neuralsanitizer.records import Finding
 from neuralsanitizer.storage import SavedRun, write_atomically
@@ -49,6 +50,8 @@ def scan_command(
 
     Exit codes: 0 nothing found, 1 infected, 2 usage, 3 input unreadable or refused, 4 inconclusive, 5 internal error.
     """
+    if resume and output is None:
+        raise UsageError("--resume needs the run folder of the interrupted scan: --output DIR")
     suspect = o.open_model(
         model,
         arch=arch,

@@ -105,7 +105,7 @@ def read_npz(file: BinaryIO, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[n
         else:
             raise DataError(
                 f"arrays 'x' and 'y' (or 'images' and 'labels') expected in {name!r}; it holds {sorted(entries)[:20]}. "
-                f"Save it with numpy.savez({name!r}, x=images, y=labels)"
+                "Save a clean set with numpy.savez(path, x=images, y=labels)"
             )
     images, notes = _channels_last(x, name)
     labels = _label_indices(y, name)

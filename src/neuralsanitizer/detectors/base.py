@@ -128,6 +128,8 @@ class Detector(ABC):
 
     name: ClassVar[str]
     """As on the command line."""
+    compares_labels: ClassVar[bool] = False
+    """Whether a label can only be judged beside all others."""
 
     @property
     @abstractmethod
@@ -227,10 +229,13 @@ class Detector(ABC):
         return [found[label] for label in labels]
 
     def _with_thin_evidence(self, verdict: Verdict, clean: CleanSet) -> Verdict:
-        """Labels with too few clean images are inconclusive: their references have hardly seen them."""
+        """Labels with too few clean images are inconclusive: their references have hardly seen them.
+
+        With a few, a label that no pattern reaches is clean all the same; without any, nothing is known of it.
+        """
         least = self.self_check_config.least_images_per_label
         counts = torch.bincount(clean.labels, minlength=max((f.label for f in verdict.labels), default=0) + 1)
-        thin = [f.label for f in verdict.labels if counts[f.label] < least and f.finding is not Finding.CLEAN]
+        thin = [f.label for f in verdict.labels if counts[f.label] < (1 if f.finding is Finding.CLEAN else least)]
         if not thin:
             return verdict
         findings = tuple(_thin(f, int(counts[f.label]), least) if f.label in thin else f for f in verdict.labels)
@@ -318,15 +323,19 @@ def _better_input(suspect: SuspectModel, clean: CleanSet, needed: float) -> str:
     images, labels = clean.images[some], clean.labels[some]
     channels = suspect.input_shape[0]
     low, high = suspect.preprocessing.pixel_range
+    best, advice = needed, ""
     for mean, std in _NORMALISATIONS:
         if len(mean) not in {1, channels}:
             continue
         tried = replace(suspect, preprocessing=Preprocessing(mean, std, (low, high)))
         reached = tried.accuracy(images, labels)
-        if reached >= needed:
+        if reached > best or (reached == best and not advice):
             raw_mean = ",".join(f"{low + m * (high - low):.6g}" for m in mean)
             raw_std = ",".join(f"{s * (high - low):.6g}" for s in std)
-            return f"with --mean {raw_mean} --std {raw_std} it names {reached:.1%} rightly: was it trained with these?"
+            options = f"--mean {raw_mean} --std {raw_std} --range {low:g} {high:g}"
+            best, advice = reached, f"with {options} it names {reached:.1%} rightly: was it trained with these?"
+    if advice:
+        return advice
     if channels > 1 and suspect.accuracy(images.flip(1), labels) >= needed:
         return "with the channels in reverse order it does its job: it was trained on BGR images, not RGB"
     return ""

@@ -40,6 +40,7 @@ class NeuralCleanse(Detector):
     """
 
     name: ClassVar[str] = "neural-cleanse"
+    compares_labels: ClassVar[bool] = True
 
     def __init__(self, config: NeuralCleanseConfig | None = None) -> None:
         self.config = config or NeuralCleanseConfig()

@@ -141,8 +141,6 @@ def _check_zip(content: bytes, name: str) -> None:
         raise ModelError(f"{name} is a damaged archive: too many entries, or two of one name")
     if any(entry.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", entry.filename) for entry in entries):
         raise RefusedError(f"{name} is refused: an entry of the archive points outside of it")
-    if any(entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise RefusedError(f"{name} is refused: its entries are compressed or encrypted, which PyTorch never writes")
     if any(path == "constants.pkl" or path.startswith("code/") for path in inner):
         raise RefusedError(
             f"{name} is refused: it is TorchScript, which runs code when it is opened. "
@@ -155,6 +153,8 @@ def _check_zip(content: bytes, name: str) -> None:
             f"{name} is refused: it is an exported program (.pt2), which can run code when it is opened. "
             "Save the network's state_dict instead, and give --arch or --model-def"
         )
+    if any(entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise RefusedError(f"{name} is refused: its entries are compressed or encrypted, which PyTorch never writes")
     if "data.pkl" not in inner:
         raise ModelError(f"{name} is a zip archive, but not one that torch.save wrote")
 

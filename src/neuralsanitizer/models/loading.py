@@ -259,7 +259,9 @@ def _preprocessing(
     stored = pixel_range or _EIGHT_BIT
     if mean is None and std is None:
         return Preprocessing(preset.mean, preset.std, stored), ()
-    means, stds = tuple(mean or (0.0,)), tuple(std or (1.0,))
+    if mean is None or std is None:
+        raise UsageError("mean and std go together: give both (--mean and --std)")
+    means, stds = tuple(mean), tuple(std)
     if pixel_range is not None:
         return Preprocessing.from_raw(means, stds, pixel_range), ()
     large = max(abs(m) for m in means) > 1 or max(stds) > 1

@@ -96,7 +96,7 @@ def _print_labels(labels: Sequence[LabelFinding], pixels: int, console: Console)
             f"{f.attack_success:.0%}",
             f"{f.mask_size:.0f} px {f.mask_size / pixels:.0%}",
             transfer,
-            *([Text(clean_text(f.reason))] if wide else []),
+            *([Text(clean_text(f.reason, 400))] if wide else []),
         )
     console.print(table)
     if len(shown) < len(labels):
@@ -104,7 +104,7 @@ def _print_labels(labels: Sequence[LabelFinding], pixels: int, console: Console)
     if not wide:
         for f in shown:
             if f.finding is not Finding.CLEAN:
-                _say(console, f"label {f.label}: {clean_text(f.reason)}")
+                _say(console, f"label {f.label}: {clean_text(f.reason, 400)}")
 
 
 def _print_triggers(triggers: Iterable[RepairedTrigger], console: Console) -> None:

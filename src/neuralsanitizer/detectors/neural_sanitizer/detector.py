@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, SelfCheckConfig
+from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.base import CannotJudgeError, Context, Detector, Evidence
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes, stand_ins
@@ -18,7 +19,14 @@ from neuralsanitizer.detectors.neural_sanitizer.preserve import preserve
 from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Reconstruction, reconstruct
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
-from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, decide, is_candidate
+from neuralsanitizer.detectors.neural_sanitizer.verdict import (
+    CLEAN_SUCCESS,
+    EXCESS,
+    decide,
+    is_candidate,
+    is_unclear,
+    merged,
+)
 from neuralsanitizer.execution.store import Part
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
@@ -30,6 +38,11 @@ __all__ = ["NeuralSanitizer"]
 class _References:
     guides: tuple[Reference, ...]
     tests: tuple[Reference, ...]
+
+    def turned(self) -> _References:
+        """The same references with the tests among the guides: as many of each as before."""
+        every = (*self.tests, *self.guides)
+        return _References(every[: len(self.guides)], every[len(self.guides) :])
 
 
 class NeuralSanitizer(Detector):
@@ -87,12 +100,27 @@ class NeuralSanitizer(Detector):
         return references, records
 
     def examine(self, context: Context, prepared: _References, labels: Sequence[int]) -> list[Evidence]:
-        """Reconstruct, preserve, test for transfer, and compare with models that have no backdoor."""
+        """Reconstruct, preserve, test for transfer, compare with clean models; what is not clear then, once more."""
+        looks = {e.trigger.label: [e] for e in self._look(context, prepared, labels)}
+        turned = prepared
+        for number in range(1, self.config.verdict.restarts + 1):
+            unclear = [label for label, evidence in looks.items() if is_unclear(merged(evidence), self.config)]
+            if not unclear:
+                break
+            turned = turned.turned()
+            again = replace(context, seed=derive_seed(context.seed, "restart", number))
+            for evidence in self._look(again, turned, unclear):
+                looks[evidence.trigger.label].append(evidence)
+        return [merged(looks[label]) for label in labels]
+
+    def _look(self, context: Context, references: _References, labels: Sequence[int]) -> list[Evidence]:
+        """Examine some labels once."""
         context.progress.start(f"reconstruct triggers ({_range(labels)})", self.config.reconstruct.steps * len(labels))
+        guides = [r.model for r in references.guides]
         with context.timed("reconstruct"):
             reconstructions = reconstruct(
                 context.suspect,
-                [r.model for r in prepared.guides],
+                guides,
                 context.clean,
                 labels,
                 config=self.config.reconstruct,
@@ -107,8 +135,7 @@ class NeuralSanitizer(Detector):
         with context.timed("transfer"):
             images = self.config.transfer.images
             suspect, held_out = context.suspect, context.held_out
-            tests = [(r.record.name, r.model) for r in prepared.tests]
-            guides = [r.model for r in prepared.guides]
+            tests = [(r.record.name, r.model) for r in references.tests]
             matrix = transfer_matrix(tests, triggers, held_out, images, context.seed)
             evidence = [
                 Evidence(
@@ -119,8 +146,8 @@ class NeuralSanitizer(Detector):
                 )
                 for trigger, rates, made in zip(triggers, matrix.rates, reconstructions, strict=True)
             ]
-        with context.timed("calibrate"):
-            return self._with_clean_successes(context, prepared, evidence)
+        with context.timed("compare"):
+            return self._with_clean_successes(context, references, evidence)
 
     def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
         """Weigh attack success, transfer and size."""
@@ -150,11 +177,13 @@ class NeuralSanitizer(Detector):
             seed=context.seed,
             advance=context.progress.advance,
         )
-        found = {
-            label: {CLEAN_SUCCESS: fmean(r), f"{CLEAN_SUCCESS}_most": max(r)}
-            for label, r in zip(labels, rates, strict=True)
-        }
-        return [replace(e, metrics={**e.metrics, **found.get(e.trigger.label, {})}) for e in evidence]
+        found = {label: fmean(of_label) for label, of_label in zip(labels, rates, strict=True)}
+        return [
+            replace(e, metrics={**e.metrics, CLEAN_SUCCESS: without, EXCESS: e.attack_success - without})
+            if (without := found.get(e.trigger.label)) is not None
+            else e
+            for e in evidence
+        ]
 
     def _attempts(
         self, context: Context, role: str, number: int, plan: ReferencePlan, ancestor: SuspectModel | None

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean, median
 
-from neuralsanitizer.config import NeuralSanitizerConfig
+from neuralsanitizer.config import NeuralSanitizerConfig, VerdictConfig
 from neuralsanitizer.detectors.base import Evidence, model_verdict
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, Verdict
 
-__all__ = ["CLEAN_SUCCESS", "decide", "is_candidate"]
+__all__ = ["CLEAN_SUCCESS", "EXCESS", "decide", "is_candidate", "is_unclear", "merged"]
 
 CLEAN_SUCCESS = "success_without_backdoor"
 """Name of the metric: mean attack success that the label's mask reaches on models without a backdoor, [0, 1]."""
+
+EXCESS = "excess"
+"""Name of the metric: attack success on the suspect, less ``success_without_backdoor``."""
 
 _ASSUMPTIONS = (
     "A trigger is a patch: it covers the same pixels of every image with the same pattern.",
@@ -24,7 +29,7 @@ _ASSUMPTIONS = (
 def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSanitizerConfig) -> Verdict:
     """The verdict on a model.
 
-    Each label is judged by its own numbers: nothing assumes that most labels are clean.
+    Each label is judged by its own numbers; the other labels can only raise doubts about a label that is not certain.
 
     Args:
         suspect: Whose labels they are.
@@ -32,9 +37,10 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
         config: Thresholds.
     """
     _, height, width = suspect.input_shape
+    usual = _usual(evidence, config.verdict)
     findings = []
     for one in evidence:
-        finding, reason = _judge_label(one, suspect.labels, height * width, config)
+        finding, reason = _judge_label(one, usual, suspect.labels, height * width, config)
         findings.append(
             LabelFinding(
                 label=one.trigger.label,
@@ -43,6 +49,7 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
                 attack_success=one.attack_success,
                 mask_size=one.trigger.size,
                 transfer=one.transfer,
+                confidence=_confidence(finding, one, usual, config.verdict),
                 reason=reason,
                 metrics=one.metrics,
                 has_trigger=True,
@@ -56,25 +63,80 @@ def is_candidate(evidence: Evidence, labels: int, config: NeuralSanitizerConfig)
     return not _harmless(evidence, labels, config)
 
 
-def _judge_label(one: Evidence, labels: int, pixels: int, config: NeuralSanitizerConfig) -> tuple[Finding, str]:
+def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
+    """Whether a label should be looked at again: its excess is neither that of a trigger nor that of a patch."""
+    verdict = config.verdict
+    return verdict.clean_excess < evidence.metrics.get(EXCESS, 0.0) < verdict.certain_excess
+
+
+def merged(looks: Sequence[Evidence]) -> Evidence:
+    """What several looks at one label say together: the mean of the rates, with the smallest of the triggers.
+
+    Args:
+        looks: At least one, of the same label. A look that found nothing to compare has no excess: it counts as 0.
+    """
+    if len(looks) == 1:
+        return looks[0]
+    kept = min(looks, key=lambda e: e.trigger.size)
+    excesses = [e.metrics.get(EXCESS, 0.0) for e in looks]
+    metrics = {
+        **kept.metrics,
+        EXCESS: fmean(excesses),
+        CLEAN_SUCCESS: fmean(e.metrics.get(CLEAN_SUCCESS, e.attack_success) for e in looks),
+        "looks": float(len(looks)),
+        "excess_spread": max(excesses) - min(excesses),
+    }
+    return replace(kept, metrics=metrics)
+
+
+def _usual(evidence: Sequence[Evidence], config: VerdictConfig) -> float:
+    """The excess that this model's labels do not surpass by chance: median and ``outlier`` robust deviations."""
+    excesses = [e.metrics[EXCESS] for e in evidence if EXCESS in e.metrics]
+    if len(excesses) < _LEAST_COMPARED:
+        return 0.0
+    middle = median(excesses)
+    return middle + config.outlier * _CONSISTENCY * median(abs(x - middle) for x in excesses)
+
+
+_LEAST_COMPARED = 5  # a median of fewer labels says nothing of the model
+_CONSISTENCY = 1.4826  # makes the MAD of a normal sample estimate its standard deviation: 1 / Phi^-1(3/4)
+
+
+def _judge_label(
+    one: Evidence, usual: float, labels: int, pixels: int, config: NeuralSanitizerConfig
+) -> tuple[Finding, str]:
     harmless = _harmless(one, labels, config)
     if harmless:
         return Finding.CLEAN, harmless
-    size = one.trigger.size
+    size, verdict = one.trigger.size, config.verdict
     works = (
         f"a patch of {size:.0f} pixels ({size / pixels:.1%} of the image) sends {one.attack_success:.0%} of other "
         "images here, and does nothing to clean references"
     )
-    if CLEAN_SUCCESS not in one.metrics:
+    if EXCESS not in one.metrics:
         return Finding.INFECTED, works
-    without = one.metrics[CLEAN_SUCCESS]
+    without, excess = one.metrics[CLEAN_SUCCESS], one.metrics[EXCESS]
     compared = f"the best pattern in its place sends {without:.0%} there on models without a backdoor"
-    excess = one.attack_success - without
-    if excess >= config.verdict.infected_excess:
+    if excess >= verdict.certain_excess or excess >= max(verdict.infected_excess, usual):
         return Finding.INFECTED, f"{works}; {compared}"
-    if excess > config.verdict.clean_excess:
+    if excess > max(verdict.clean_excess, min(usual, verdict.infected_excess)):
         return Finding.INCONCLUSIVE, f"{works}; {compared}: too close to tell"
     return Finding.CLEAN, f"a patch of {size:.0f} pixels sends {one.attack_success:.0%} here, but {compared}"
+
+
+def _confidence(finding: Finding, one: Evidence, usual: float, config: VerdictConfig) -> float | None:
+    """How sure a finding is: 0.5 at the threshold, 1 where no development model was wrong."""
+    if EXCESS not in one.metrics or finding is Finding.INCONCLUSIVE:
+        return None
+    excess = one.metrics[EXCESS]
+    threshold = min(config.certain_excess, max(config.infected_excess, usual))
+    if finding is Finding.INFECTED:
+        sure = max(config.certain_excess, threshold + _MARGIN)
+        return 0.5 + 0.5 * min(1.0, (excess - threshold) / (sure - threshold))
+    return 0.5 + 0.5 * min(1.0, max(0.0, (threshold - excess) / threshold))
+
+
+_MARGIN = 0.1  # excess over the threshold from which a finding is as sure as it gets
 
 
 def _harmless(one: Evidence, labels: int, config: NeuralSanitizerConfig) -> str:

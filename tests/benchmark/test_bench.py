@@ -1,0 +1,68 @@
+"""``bench``: one model through training, scan and score; and nothing twice."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from neuralsanitizer import config
+from neuralsanitizer.benchmark import grid
+from program import run
+from tiny import TINY
+
+
+@pytest.fixture
+def data(digits, tmp_path, monkeypatch):
+    """A folder of data sets as the benchmark has it, with few digits."""
+    (tmp_path / "data").mkdir()
+    for name, part in (("train", digits[0]), ("test", digits[1])):
+        pixels = (part.images * 255).round().byte().numpy()
+        np.savez(tmp_path / "data" / f"mnist-{name}.npz", x=pixels, y=part.labels.numpy())
+    monkeypatch.setitem(grid.TASKS, "mnist", replace(grid.TASKS["mnist"], clean_images=1000, train_images=600))
+    monkeypatch.setitem(config.PRESETS, "tiny", TINY)
+    monkeypatch.setitem(config.UNLEARN_PRESETS, "tiny", config.UnlearnConfig(steps=10, rounds=1))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data"
+
+
+def small_case():
+    """Some development model of the small network with one patch."""
+    return next(
+        case
+        for case in grid.cases("development")
+        if (case.task, case.config.architecture, len(case.patches)) == ("mnist", "mnist-cnn-small", 1)
+    )
+
+
+def test_a_case_is_trained_scanned_and_scored_once(data, tmp_path):
+    case = small_case()
+    options = ("--data", data, "--output", "bench", "--split", "development", "--only", case.name,
+               "--detector", "neural-sanitizer/tiny")  # fmt: skip
+    first = run("bench", "run", *options)
+    assert first.code == 0
+    assert case.name in first.stdout
+    assert f"train {case.name} ..." in first.stderr
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "bench").rglob("*") if path.is_file()}
+    assert any(path.suffix == ".safetensors" for path in files)
+    second = run("bench", "run", *options)
+    assert (second.code, second.stdout) == (0, first.stdout)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    table = run("bench", "table", "--output", "bench")
+    assert (table.code, table.stdout) == (0, first.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (("run", "--data", "data", "--split", "magic"), 2, "unknown split 'magic'"),
+        (("run", "--data", "data", "--only", "no such model"), 2, "no case of the split"),
+        (("run", "--data", "data", "--detector", "magic/default"), 2, "unknown detector"),
+        (("run", "--data", "elsewhere", "--only", "mnist-clean"), 3, "the benchmark needs mnist-train.npz"),
+        (("table", "--output", "elsewhere"), 2, "holds no scores"),
+    ],
+)
+@pytest.mark.usefixtures("data")
+def test_what_cannot_be_run_says_why(arguments, code, reason):
+    outcome = run("bench", *arguments)
+    assert (outcome.code, outcome.stdout) == (code, "")
+    assert reason in outcome.stderr

@@ -1,0 +1,102 @@
+"""The grid: what is tuned on and what is reported never meet."""
+
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from neuralsanitizer.attacks.patches import make_patch
+from neuralsanitizer.benchmark.grid import CASES, SPLITS, TASKS, Task, cases, load_task
+from neuralsanitizer.errors import DataError, UsageError
+from neuralsanitizer.models import architectures
+
+INPUTS = {"mnist": (1, 28, 28), "gtsrb": (3, 32, 32), "cifar10": (3, 32, 32)}
+
+
+def test_names_are_unique_and_safe_as_file_names():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    assert all(name == name.lower() and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
+
+
+def test_development_and_reported_models_share_no_seed():
+    development, reported = ({case.config.seed for case in CASES if case.split == split} for split in SPLITS)
+    assert development
+    assert reported
+    assert not development & reported
+
+
+def test_development_and_reported_models_share_no_target_at_the_same_position():
+    development, reported = (
+        {
+            (case.config.architecture, patch.target, patch.position)
+            for case in CASES
+            if case.split == split
+            for patch in case.patches
+        }
+        for split in SPLITS
+    )
+    assert development
+    assert not development & reported
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_can_be_made(case):
+    assert case.split in SPLITS
+    assert case.name.startswith("dev-") == (case.split == "development")
+    shape = INPUTS[case.task.partition("-")[0]]
+    assert architectures.get(case.config.architecture).channels == shape[0]
+    assert 0 < case.config.poisoning_rate * max(1, len(case.patches)) < 0.5
+    for patch in case.patches:
+        assert patch.target < case.config.labels
+        trigger = make_patch(patch, shape, torch.Generator().manual_seed(case.config.seed))
+        assert trigger.size > 0
+
+
+def test_every_case_has_its_task_and_every_split_models_without_a_backdoor():
+    assert {case.task for case in CASES} <= set(TASKS)
+    for split in SPLITS:
+        assert any(not case.patches for case in CASES if case.split == split)
+
+
+def test_cases_are_chosen_by_split_and_part_of_the_name():
+    assert {case.split for case in cases("reported")} == {"reported"}
+    assert all("gtsrb" in case.name for case in cases("development", "gtsrb"))
+    assert len(cases("development")) + len(cases("reported")) == len(CASES)
+    with pytest.raises(UsageError, match="unknown split 'test'"):
+        cases("test")
+    with pytest.raises(UsageError, match="no case of the split"):
+        cases("reported", "no such model")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twenty bright and dark pictures as an archive of folders, and as npz."""
+    folder = tmp_path / "made" / "set"
+    for label in range(2):
+        (folder / str(label)).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(np.full((8, 8), 100 * label + i, np.uint8)).save(folder / str(label) / f"{i}.png")
+    with tarfile.open(tmp_path / "set-test.tar.gz", "w:gz") as archive:
+        archive.add(folder, "set")
+    images = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((8, 8), np.uint8) + 1
+    np.savez(tmp_path / "set-train.npz", x=images, y=np.arange(20) % 2)
+    return tmp_path
+
+
+def test_a_task_comes_in_three_parts_that_share_no_image(data):
+    notes = []
+    task = Task("set", "set-train.npz", "set-test.tar.gz", clean_images=12, train_images=10)
+    for _ in range(2):  # unpacked once
+        train, clean, unseen = load_task(task, data, data / "cache", notes.append)
+        assert (len(train), len(clean), len(unseen)) == (10, 12, 8)
+        both = {float(image.mean()) for part in (clean, unseen) for image in part.images}
+        assert len(both) == 20
+    assert notes == ["unpacking set-test.tar.gz"]
+
+
+def test_a_missing_data_set_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"needs mnist-train\.npz"):
+        load_task(TASKS["mnist"], tmp_path, tmp_path, print)

@@ -1,0 +1,129 @@
+"""Scores: the truth against the verdict; and the tables that are made of them alone."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from neuralsanitizer.benchmark.run import DETECTORS, Bench, read_scores
+from neuralsanitizer.benchmark.score import RepairScore, Score, score_repair, score_scan
+from neuralsanitizer.benchmark.tables import markdown
+from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.progress import NoProgress
+from neuralsanitizer.pipeline import build_detector
+from neuralsanitizer.records import Finding, from_json, to_json
+from neuralsanitizer.storage import RunFolder, write_json
+from quick import TARGET
+
+
+@pytest.fixture(scope="module")
+def run(quick_folder):
+    return RunFolder(quick_folder).read().run
+
+
+@pytest.fixture(scope="module")
+def score(attacked, run):
+    return score_scan("a-model", "reported", attacked, run)
+
+
+def verdict_of(run, **findings):
+    """The run, with other findings: ``clean`` but for those named, as ``label_3="infected"``."""
+    wanted = {int(name.removeprefix("label_")): Finding(value) for name, value in findings.items()}
+    labels = tuple(replace(f, finding=wanted.get(f.label, Finding.CLEAN)) for f in run.verdict.labels)
+    worst = next((f for f in (Finding.INFECTED, Finding.INCONCLUSIVE) if f in wanted.values()), Finding.CLEAN)
+    return replace(run, verdict=replace(run.verdict, finding=worst, labels=labels))
+
+
+def test_a_score_holds_the_truth_beside_the_verdict(score, attacked, run):
+    assert (score.planted, score.found, score.finding) == ((TARGET,), (TARGET,), Finding.INFECTED)
+    assert score.attack_success == (attacked.truth.triggers[0].attack_success,)
+    assert score.clean_accuracy == attacked.truth.clean_accuracy
+    assert (score.case, score.split, score.method, score.preset, score.seed) == (
+        "a-model", "reported", run.method, run.preset, run.seed,
+    )  # fmt: skip
+    assert len(score.sizes) == len(score.successes) == len(score.transfers) == 10
+    assert score.sizes[TARGET] == round(run.verdict.labels[TARGET].mask_size, 1)
+    assert score.transfers[1] == max(run.verdict.labels[1].transfer)
+
+
+@pytest.mark.parametrize(
+    ("infected", "findings", "right"),
+    [
+        (True, {f"label_{TARGET}": "infected"}, True),
+        (True, {f"label_{TARGET}": "infected", "label_2": "infected"}, False),
+        (True, {f"label_{TARGET}": "infected", "label_2": "inconclusive"}, True),
+        (True, {"label_2": "infected"}, False),
+        (True, {f"label_{TARGET}": "inconclusive"}, False),
+        (True, {}, False),
+        (False, {}, True),
+        (False, {"label_2": "infected"}, False),
+        (False, {"label_2": "inconclusive"}, False),
+    ],
+)
+def test_right_is_every_planted_label_and_no_other(infected, findings, right, attacked, honest, run):
+    truth = attacked if infected else honest
+    assert score_scan("m", "reported", truth, verdict_of(run, **findings)).right is right
+
+
+def test_a_repairs_score_is_measured_on_the_planted_trigger(attacked, quick_repair, unseen):
+    _, result = quick_repair
+
+    class Proof:
+        finding, timings = Finding.CLEAN, {"total": 1.26}
+
+    scored = score_repair(attacked, result.model, unseen, result.repair, Proof())
+    assert scored.attack_success[0] < 0.1 < attacked.truth.triggers[0].attack_success
+    assert scored.clean_accuracy == result.model.accuracy(unseen.images, unseen.labels)
+    assert scored.reversed_success == max(t.attack_success_after for t in result.repair.triggers)
+    assert (scored.proof, scored.verify_seconds, scored.rounds) == (Finding.CLEAN, 1.3, result.repair.rounds)
+
+
+REPAIR = RepairScore(0.987, (0.0123, 0.5), 0.004, 2, Finding.CLEAN, 3.4, 5.6)
+
+
+def test_scores_survive_their_files(score, tmp_path):
+    both = [score, replace(score, case="b-model", repair=REPAIR)]
+    for one in both:
+        write_json(tmp_path / "scores" / f"{one.case}.json", to_json(one))
+    assert read_scores(tmp_path) == both
+    assert from_json(Score, json.loads(json.dumps(to_json(both[1])))) == both[1]
+    with pytest.raises(UsageError, match="holds no scores"):
+        read_scores(tmp_path / "scores")
+
+
+def rows(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_tables_are_markdown_made_of_scores_alone(score):
+    wrong = replace(score, case="b-model", found=(1, TARGET), repair=REPAIR, attack_success=(0.9, 0.8))
+    detection, repairs = markdown([score, wrong]).split("\n\n")
+    for table in (detection, repairs):
+        parsed = rows(table)
+        assert len({len(row) for row in parsed}) == 1
+        assert set(parsed[1]) == {"---"}
+    first, second = (dict(zip(rows(detection)[0], row, strict=True)) for row in rows(detection)[2:])
+    assert (first["model"], first["right"], first["found"]) == ("a-model", "yes", str(TARGET))
+    assert (second["right"], second["found"], second["ASR"]) == ("**no**", f"1, {TARGET}", "90.0%, 80.0%")
+    ((name, *cells),) = rows(repairs)[2:]
+    assert name == "b-model"
+    assert "1.2%, 50.0%" in cells
+    assert "clean" in cells
+
+
+def test_no_scores_make_empty_tables():
+    detection, repairs = markdown([]).split("\n\n")
+    assert len(rows(detection)) == len(rows(repairs)) == 2
+
+
+def test_every_detector_that_is_compared_exists():
+    for detector in DETECTORS:
+        method, _, preset = detector.partition("/")
+        assert build_detector(method, preset).preset == preset
+
+
+def test_an_unknown_detector_is_refused_before_any_training(tmp_path):
+    bench = Bench(tmp_path, tmp_path / "out", "cpu", 0, NoProgress())
+    with pytest.raises(UsageError, match="unknown detector 'magic/default'"):
+        bench.run([], ["magic/default"])
+    assert not (tmp_path / "out").exists()
