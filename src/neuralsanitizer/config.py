@@ -215,7 +215,7 @@ class VerdictConfig:
 
     least_attack_success: float = 0.75
     """On held-out images (NS: 0.6). Measured: real triggers keep 0.9 and more under the guides' constraint."""
-    infected_excess: float = 0.5
+    infected_excess: float = 0.55
     """The excess of a label is the attack success on the suspect, less the mean of what the same mask reaches on models
     without a backdoor. From this one on a label is infected, unless the model's other labels have the like (measured,
     development models: docs/benchmarks.md)."""
@@ -227,7 +227,7 @@ class VerdictConfig:
     restarts: int = 2
     """How often a label is examined again, with other starts and the references in other roles, whose excess is within
     ``clean_excess`` and ``certain_excess``; the mean of all counts (measured likewise)."""
-    clean_excess: float = 0.4
+    clean_excess: float = 0.45
     """Up to this excess a label is clean; up to ``infected_excess`` it is inconclusive (measured likewise)."""
 
 
@@ -330,6 +330,10 @@ class UnlearnConfig:
     share: float = 0.3
     """Share of every batch that each trigger is stamped on (NS: 0.1). Measured, ``mnist-cnn-small``, 4x4 patch, the
     planted trigger's attack success after 300 steps: 17.9 % with NS's numbers, 1.9 % with these."""
+    grown: int = 2
+    """Each stamped trigger is grown by up to so many pixels on all sides, with the colours of its rim; 0: as it was
+    reversed (NS). A reversed trigger is smaller than the planted one: measured on the demo's model, a fresh scan still
+    found label 7 through a larger patch in the same corner after unlearning the reversed trigger alone."""
     steps: int = 400
     """Measured likewise (NS: 2000)."""
     batch: int = 100
@@ -344,7 +348,7 @@ class UnlearnConfig:
 
 UNLEARN_PRESETS = {
     "default": UnlearnConfig(),
-    "paper": UnlearnConfig(share=0.1, steps=2000, learning_rate=1e-4, one_cycle=False),
+    "paper": UnlearnConfig(share=0.1, grown=0, steps=2000, learning_rate=1e-4, one_cycle=False),
 }
 
 

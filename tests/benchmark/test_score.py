@@ -78,7 +78,7 @@ def test_a_repairs_score_is_measured_on_the_planted_trigger(attacked, quick_repa
     assert (scored.proof, scored.verify_seconds, scored.rounds) == (Finding.CLEAN, 1.3, result.repair.rounds)
 
 
-REPAIR = RepairScore(0.987, (0.0123, 0.5), 0.004, 2, Finding.CLEAN, 3.4, 5.6)
+REPAIR = RepairScore(0.987, (0.0123, 0.5), 0.004, 2, 3.4, Finding.CLEAN, 5.6)
 
 
 def test_scores_survive_their_files(score, tmp_path):

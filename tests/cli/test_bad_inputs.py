@@ -201,8 +201,9 @@ def test_a_clean_set_that_is_none_is_named_and_ends_with_3(make, reason, files, 
         (("--arch", ARCH, "--device", "tpu"), "unknown device 'tpu'"),
         (("--arch", ARCH, "--device", "cuda:99"), "is not available on this machine"),
         (("--arch", ARCH, "--mean", "half"), "--mean takes numbers"),
-        (("--arch", ARCH, "--mean", "0.5,0.5"), "1 channels"),
-        (("--arch", ARCH, "--std", "0"), "std positive"),
+        (("--arch", ARCH, "--mean", "0.5"), "give both (--mean and --std)"),
+        (("--arch", ARCH, "--mean", "0.5,0.5", "--std", "1"), "1 channels"),
+        (("--arch", ARCH, "--mean", "0.5", "--std", "0"), "std positive"),
         (("--arch", ARCH, "--range", 1, 0), "lower end first"),
         (("--arch", ARCH, "--input-shape", "28,28"), "--input-shape takes CHANNELS,HEIGHT,WIDTH"),
         (("--arch", ARCH, "--input-shape", "1,nan,28"), "--input-shape takes CHANNELS,HEIGHT,WIDTH"),
@@ -211,6 +212,7 @@ def test_a_clean_set_that_is_none_is_named_and_ends_with_3(make, reason, files, 
         (("--arch", ARCH, "--label-names", "nowhere.txt"), "cannot be read"),
         (("--arch", ARCH, "--label-names", "two.txt"), "has 10 labels, but 2 names were given"),
         (("--arch", ARCH, "--output", "two.txt"), "is a file"),
+        (("--arch", ARCH, "--resume"), "--resume needs the run folder"),
     ],
 )
 def test_options_that_make_no_sense_end_with_2(options, reason, files, tmp_path):
@@ -256,7 +258,7 @@ def raising(error):
         (ZeroDivisionError("a bug"), 5, "internal error: ZeroDivisionError: a bug (set NEURALSANITIZER_DEBUG=1"),
         (MemoryError(), 5, "internal error: MemoryError"),
         (RuntimeError("[red]odd[/red]\n\x1b[31mtext"), 5, "RuntimeError: [red]odd[/red] text"),
-        (KeyboardInterrupt(), 130, "interrupted; finished labels are kept"),
+        (KeyboardInterrupt(), 130, "interrupted; a scan with --output keeps its finished labels"),
     ],
 )
 def test_what_nobody_foresaw_ends_with_one_line(error, code, reason, files, monkeypatch):

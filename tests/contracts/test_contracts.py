@@ -34,7 +34,6 @@ DETECTORS = {
     "neural-sanitizer, paper": NeuralSanitizer(SHORT_PAPER),
     "neural-cleanse": NeuralCleanse(QUICK_CLEANSE),
 }
-COMPARES_LABELS = {"neural-cleanse"}  # what it says of a label depends on which others there are
 SOME = [1, TARGET]
 
 
@@ -79,13 +78,8 @@ def unchanged(model, *data):
 
 
 @pytest.fixture(scope="module", params=DETECTORS)
-def method(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def detector(method):
-    return DETECTORS[method]
+def detector(request):
+    return DETECTORS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +180,11 @@ def test_same_seed_same_verdict(part, detector, attacked, clean):
         np.testing.assert_array_equal(again.triggers[label].mask, part[0].triggers[label].mask)
 
 
-def test_a_label_is_found_alike_with_all_others_or_with_some(whole, part, method):
+def test_a_label_is_found_alike_with_all_others_or_with_some(whole, part, detector):
     assert [f.label for f in part[0].verdict.labels] == SOME
     for f in part[0].verdict.labels:
         with_all = whole[0].verdict.labels[f.label]
-        allowed = {with_all.finding} | ({Finding.INCONCLUSIVE} if method in COMPARES_LABELS else set())
+        allowed = {with_all.finding} | ({Finding.INCONCLUSIVE} if detector.compares_labels else set())
         assert f.finding in allowed
         # The sums of larger batches differ in their last bits, and the steps amplify that.
         assert abs(f.attack_success - with_all.attack_success) < 0.2

@@ -110,7 +110,7 @@ def test_the_normalisation_that_would_do_is_named():
     assert "with --mean 0 --std 255 --range 0 255 it names 100.0% rightly" in note
     assert dark.preprocessing.mean == (-3.0,)  # the user decides
     units = SuspectModel(Picky(), (1, 10, 10), 10, Preprocessing((-3.0,), (1.0,), (0.0, 1.0)))
-    assert "with --mean 0 --std 1 it names" in Claims().scan(units, data).self_check.note
+    assert "with --mean 0 --std 1 --range 0 1 it names" in Claims().scan(units, data).self_check.note
 
 
 def test_a_model_of_bgr_images_is_recognised():

@@ -41,7 +41,7 @@ def evidence(label=0, *, size=16.0, success=0.99, transfer=(0.0, 0.1), without=0
         ({"success": 0.5}, Finding.CLEAN, "no pattern sends more than 50%"),
         ({"transfer": (0.0, 0.6)}, Finding.CLEAN, "works on 1 of 2 clean references too"),
         ({"without": 0.95}, Finding.CLEAN, "95% there on models without a backdoor"),
-        ({"without": 0.55}, Finding.INCONCLUSIVE, "too close to tell"),
+        ({"without": 0.49}, Finding.INCONCLUSIVE, "too close to tell"),
         ({"size": 200.0, "without": 0.4}, Finding.INFECTED, "200 pixels"),
         ({"without": None}, Finding.INFECTED, "does nothing to clean references"),
     ],
@@ -73,7 +73,7 @@ def test_a_model_with_every_label_infected_is_caught():
 
 
 def test_one_open_label_leaves_the_model_open_unless_another_is_infected():
-    open_one = evidence(1, without=0.55)
+    open_one = evidence(1, without=0.49)
     assert decide(suspect(), [evidence(0, success=0.1), open_one], DEFAULT).finding is Finding.INCONCLUSIVE
     assert decide(suspect(), [evidence(0), open_one], DEFAULT).finding is Finding.INFECTED
     assert decide(suspect(), [evidence(0, success=0.1)], DEFAULT).finding is Finding.CLEAN
@@ -120,16 +120,16 @@ def test_several_looks_count_as_their_mean_with_the_smallest_trigger():
     both = merged([first, second])
     assert both.trigger is second.trigger
     assert both.metrics[EXCESS] == pytest.approx(0.7)
-    assert both.metrics[CLEAN_SUCCESS] == pytest.approx(0.25)
+    assert both.attack_success - both.metrics[CLEAN_SUCCESS] == pytest.approx(0.7)
     assert both.metrics["excess_spread"] == pytest.approx(0.2)
     nothing = evidence(size=90.0, success=0.9, without=None)  # transferred: no comparison was made
     assert merged([first, nothing]).metrics[EXCESS] == pytest.approx(0.3)
 
 
 def test_confidence_grows_with_the_distance_from_the_threshold():
-    certain, barely, patch = (decide(suspect(), [evidence(without=w)], DEFAULT).labels[0] for w in (0.05, 0.45, 0.95))
+    certain, barely, patch = (decide(suspect(), [evidence(without=w)], DEFAULT).labels[0] for w in (0.05, 0.42, 0.95))
     assert certain.confidence == 1.0
     assert 0.5 <= barely.confidence < 0.7
     assert 0.9 < patch.confidence <= 1.0
-    assert decide(suspect(), [evidence(without=0.55)], DEFAULT).labels[0].confidence is None
+    assert decide(suspect(), [evidence(without=0.49)], DEFAULT).labels[0].confidence is None
     assert decide(suspect(), [evidence(without=None)], PAPER).labels[0].confidence is None

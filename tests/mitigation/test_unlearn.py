@@ -1,5 +1,6 @@
 """Unlearning: which images get which trigger, and what it does to a model."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 
 from neuralsanitizer.attacks.base import measure_attack_success
 from neuralsanitizer.config import UNLEARN_PRESETS, UnlearnConfig
-from neuralsanitizer.mitigation.unlearn import Unlearn, _assign
+from neuralsanitizer.mitigation.unlearn import Unlearn, _assign, _grown
+from neuralsanitizer.records import Trigger
 
 
 @given(st.integers(10, 200), st.integers(1, 30), st.floats(0.01, 1.0), st.integers(0, 2**31))
@@ -41,3 +43,19 @@ def test_the_planted_trigger_is_unlearnt_and_the_original_is_not_touched(attacke
 def test_presets(preset, share):
     assert UNLEARN_PRESETS[preset].share == share
     assert Unlearn(UNLEARN_PRESETS[preset]).settings["share"] == share
+
+
+def test_a_trigger_grows_with_the_colours_of_its_rim():
+    mask, pattern = np.zeros((9, 9), np.float32), np.full((2, 9, 9), 0.5, np.float32)
+    mask[3:5, 3:5] = 1
+    pattern[0, 3:5, 3:5], pattern[1, 3:5, 3:5] = 1.0, 0.0
+    same, untouched = _grown(Trigger(0, mask, pattern), 0)
+    np.testing.assert_array_equal(same.numpy(), mask)
+    np.testing.assert_array_equal(untouched.numpy(), pattern)
+    wider, colours = _grown(Trigger(0, mask, pattern), 2)
+    expected = np.zeros((9, 9), np.float32)
+    expected[1:7, 1:7] = 1
+    np.testing.assert_array_equal(wider.numpy(), expected)
+    inside = colours[:, 1:7, 1:7].numpy()
+    np.testing.assert_allclose(inside[0], 1.0, atol=1e-5)
+    np.testing.assert_allclose(inside[1], 0.0, atol=1e-5)

@@ -60,15 +60,17 @@ class Unlearn(Mitigation):
         student = suspect.with_module(copy.deepcopy(suspect.module))
         device = student.device
         batches = shuffled_batches(clean.images.to(device), clean.labels.to(device), config.batch, generator)
-        masks = torch.stack([torch.from_numpy(t.mask) for t in triggers]).to(device)  # (T, H, W)
-        patterns = torch.stack([torch.from_numpy(t.pattern) for t in triggers]).to(device)  # (T, C, H, W)
+        grown = [_grown(trigger, by) for by in range(config.grown + 1) for trigger in triggers]
+        masks = torch.stack([mask for mask, _ in grown]).to(device)  # (sizes * T, H, W), T triggers a size
+        patterns = torch.stack([pattern for _, pattern in grown]).to(device)  # (sizes * T, C, H, W)
 
         def sample() -> tuple[Tensor, Tensor]:
             images, labels = batches()
             which = _assign(len(images), len(triggers), config.share, generator).to(device)  # (batch,): -1 is none
             chosen = (which >= 0).nonzero().flatten()
             stamped = images.clone()
-            trigger = which[chosen]
+            sizes = torch.randint(config.grown + 1, (len(chosen),), generator=generator).to(device)
+            trigger = which[chosen] + len(triggers) * sizes
             stamped[chosen] = stamp(images[chosen], masks[trigger][:, None], patterns[trigger])
             return student.normalise(stamped), labels
 
@@ -78,6 +80,21 @@ class Unlearn(Mitigation):
         schedule = Schedule(config.steps, config.learning_rate, one_cycle=config.one_cycle)
         fit(student.module, sample, schedule, loss=loss, advance=advance)
         return student.module
+
+
+def _grown(trigger: Trigger, by: int) -> tuple[Tensor, Tensor]:
+    """A trigger's mask (H, W) and pattern (C, H, W), grown by some pixels in the mean colour of its rim."""
+    mask, pattern = torch.from_numpy(trigger.mask), torch.from_numpy(trigger.pattern)
+    for _ in range(by):
+        around = F.avg_pool2d(mask[None, None], 3, 1, 1)[0, 0]
+        colours = F.avg_pool2d((pattern * mask)[None], 3, 1, 1)[0] / around.clamp_min(_NOTHING)
+        wider = F.max_pool2d(mask[None, None], 3, 1, 1)[0, 0]
+        pattern = torch.where(mask > wider / 2, pattern, colours.clamp(0, 1))
+        mask = wider
+    return mask, pattern
+
+
+_NOTHING = 1e-6  # mask that no pixel around has
 
 
 def _assign(images: int, triggers: int, share: float, generator: Generator) -> Tensor:

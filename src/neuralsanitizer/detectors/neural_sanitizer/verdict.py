@@ -82,7 +82,7 @@ def merged(looks: Sequence[Evidence]) -> Evidence:
     metrics = {
         **kept.metrics,
         EXCESS: fmean(excesses),
-        CLEAN_SUCCESS: fmean(e.metrics.get(CLEAN_SUCCESS, e.attack_success) for e in looks),
+        CLEAN_SUCCESS: kept.attack_success - fmean(excesses),  # so that the two still differ by the excess
         "looks": float(len(looks)),
         "excess_spread": max(excesses) - min(excesses),
     }
