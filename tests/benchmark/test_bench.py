@@ -57,7 +57,7 @@ def test_a_case_is_trained_scanned_and_scored_once(data, tmp_path):
         (("run", "--data", "data", "--split", "magic"), 2, "unknown split 'magic'"),
         (("run", "--data", "data", "--only", "no such model"), 2, "no case of the split"),
         (("run", "--data", "data", "--detector", "magic/default"), 2, "unknown detector"),
-        (("run", "--data", "elsewhere", "--only", "mnist-clean"), 3, "the benchmark needs mnist-train.npz"),
+        (("run", "--data", "elsewhere", "--only", "mnist-clean-172"), 3, "the benchmark needs mnist-train.npz"),
         (("table", "--output", "elsewhere"), 2, "holds no scores"),
     ],
 )

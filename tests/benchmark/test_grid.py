@@ -61,14 +61,14 @@ def test_every_case_has_its_task_and_every_split_models_without_a_backdoor():
         assert any(not case.patches for case in CASES if case.split == split)
 
 
-def test_cases_are_chosen_by_split_and_part_of_the_name():
+def test_cases_are_chosen_by_split_and_patterns_of_the_name():
     assert {case.split for case in cases("reported")} == {"reported"}
-    assert all("gtsrb" in case.name for case in cases("development", "gtsrb"))
+    assert all("gtsrb" in case.name for case in cases("development", ["dev-gtsrb-*"]))
     assert len(cases("development")) + len(cases("reported")) == len(CASES)
     with pytest.raises(UsageError, match="unknown split 'test'"):
         cases("test")
     with pytest.raises(UsageError, match="no case of the split"):
-        cases("reported", "no such model")
+        cases("reported", ["no such model"])
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neuralsanitizer.benchmark.run import DETECTORS, Bench, read_scores
-from neuralsanitizer.benchmark.score import RepairScore, Score, score_repair, score_scan
+from neuralsanitizer.benchmark.score import Rate, RepairScore, Score, rates, score_repair, score_scan
 from neuralsanitizer.benchmark.tables import markdown
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import NoProgress
@@ -23,7 +25,7 @@ def run(quick_folder):
 
 @pytest.fixture(scope="module")
 def score(attacked, run):
-    return score_scan("a-model", "reported", attacked, run)
+    return score_scan("a-model", "reported", "size", attacked, run)
 
 
 def verdict_of(run, **findings):
@@ -62,7 +64,7 @@ def test_a_score_holds_the_truth_beside_the_verdict(score, attacked, run):
 )
 def test_right_is_every_planted_label_and_no_other(infected, findings, right, attacked, honest, run):
     truth = attacked if infected else honest
-    assert score_scan("m", "reported", truth, verdict_of(run, **findings)).right is right
+    assert score_scan("m", "reported", "size", truth, verdict_of(run, **findings)).right is right
 
 
 def test_a_repairs_score_is_measured_on_the_planted_trigger(attacked, quick_repair, unseen):
@@ -97,14 +99,16 @@ def rows(table):
 
 def test_tables_are_markdown_made_of_scores_alone(score):
     wrong = replace(score, case="b-model", found=(1, TARGET), repair=REPAIR, attack_success=(0.9, 0.8))
-    detection, repairs = markdown([score, wrong]).split("\n\n")
-    for table in (detection, repairs):
+    overall, by_group, detection, repairs = markdown([score, wrong]).split("\n\n")
+    for table in (overall, by_group, detection, repairs):
         parsed = rows(table)
         assert len({len(row) for row in parsed}) == 1
         assert set(parsed[1]) == {"---"}
     first, second = (dict(zip(rows(detection)[0], row, strict=True)) for row in rows(detection)[2:])
     assert (first["model"], first["right"], first["found"]) == ("a-model", "yes", str(TARGET))
     assert (second["right"], second["found"], second["ASR"]) == ("**no**", f"1, {TARGET}", "90.0%, 80.0%")
+    (rates_row,) = rows(overall)[2:]
+    assert rates_row[1:5] == ["2", "0", "0.0% (0/2; 0.0% to 65.8%)", "5.6% (1/18; 1.0% to 25.8%)"]
     ((name, *cells),) = rows(repairs)[2:]
     assert name == "b-model"
     assert "1.2%, 50.0%" in cells
@@ -112,8 +116,28 @@ def test_tables_are_markdown_made_of_scores_alone(score):
 
 
 def test_no_scores_make_empty_tables():
-    detection, repairs = markdown([]).split("\n\n")
-    assert len(rows(detection)) == len(rows(repairs)) == 2
+    assert [len(rows(table)) for table in markdown([]).split("\n\n")] == [2, 2, 2, 2]
+
+
+def test_rates_count_missed_labels_false_alarms_and_open_labels(score):
+    missed = replace(score, found=())
+    false_alarm = replace(score, planted=(), found=(2,), finding=Finding.INFECTED)
+    open_one = replace(score, found=(), inconclusive=(TARGET,), finding=Finding.INCONCLUSIVE)
+    unjudged = replace(open_one, inconclusive=(), sizes=())
+    measured = rates([score, missed, false_alarm, open_one, unjudged])
+    assert (measured.missed.count, measured.missed.total) == (3, 4)
+    assert (measured.false_alarms.count, measured.false_alarms.total) == (1, 46)
+    assert (measured.left_open.count, measured.left_open.total) == (1 + 10, 50)
+    assert (measured.models_right.count, measured.models_right.total) == (1, 5)
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_wilsons_interval_holds_the_rate_and_narrows(total, share):
+    rate, more = Rate(round(share * total), total), Rate(4 * round(share * total), 4 * total)
+    low, high = rate.interval
+    assert 0 <= low <= rate.value + 1e-9
+    assert rate.value - 1e-9 <= high <= 1
+    assert more.interval[1] - more.interval[0] < high - low
 
 
 def test_every_detector_that_is_compared_exists():

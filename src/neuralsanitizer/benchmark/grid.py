@@ -6,8 +6,9 @@ Nothing may be tuned on a reported case. Development and reported cases differ i
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -233,17 +234,19 @@ def _on_one_label(target: int, count: int) -> tuple[PatchSpec, ...]:
 CASES = _development() + _reported()
 
 
-def cases(split: str, only: str = "") -> tuple[Case, ...]:
-    """The cases of a split whose name contains ``only``.
+def cases(split: str, only: Sequence[str] = ()) -> tuple[Case, ...]:
+    """The cases of a split, or those of them whose name matches one of some patterns (``*`` for anything).
 
     Raises:
         UsageError: There is no such split, or no case is left.
     """
     if split not in SPLITS:
         raise UsageError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    chosen = tuple(case for case in CASES if case.split == split and only in case.name)
+    chosen = tuple(
+        case for case in CASES if case.split == split and any(fnmatchcase(case.name, o) for o in only or "*")
+    )
     if not chosen:
-        raise UsageError(f"no case of the split {split!r} has {only!r} in its name")
+        raise UsageError(f"no case of the split {split!r} matches {', '.join(only)}: `bench cases` names them")
     return chosen
 
 

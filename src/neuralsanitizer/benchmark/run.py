@@ -113,7 +113,7 @@ class Bench:
                 progress=self.progress,
             )
         repaired = self._repaired(attacked, saved, clean, unseen)
-        score = score_scan(case.name, case.split, attacked, saved.read().run, repaired)
+        score = score_scan(case.name, case.split, case.group, attacked, saved.read().run, repaired)
         write_json(path, to_json(score))
         return score
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuralsanitizer.attacks.base import AttackResult, measure_attack_success
@@ -9,7 +11,9 @@ from neuralsanitizer.data import CleanSet
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.records import Finding, Repair, Run, Verification
 
-__all__ = ["RepairScore", "Score", "score_repair", "score_scan"]
+__all__ = ["Rate", "Rates", "RepairScore", "Score", "rates", "score_repair", "score_scan"]
+
+_NORMAL_95 = 1.96  # two-sided
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,14 @@ class Score:
     Attributes:
         case: Name of the model.
         split: ``development`` or ``reported``.
+        group: What the case varies.
         method: Name of the detector.
         preset: Its settings.
         seed: Of the scan.
         clean_accuracy: Of the model, [0, 1].
         attack_success: Of each planted trigger, [0, 1].
         planted: Labels that are infected in truth.
+        labels: How many labels the model has.
         finding: Verdict on the model.
         found: Labels found infected.
         inconclusive: Labels left open.
@@ -61,12 +67,14 @@ class Score:
 
     case: str
     split: str
+    group: str
     method: str
     preset: str
     seed: int
     clean_accuracy: float
     attack_success: tuple[float, ...]
     planted: tuple[int, ...]
+    labels: int
     finding: Finding
     found: tuple[int, ...]
     inconclusive: tuple[int, ...]
@@ -78,23 +86,93 @@ class Score:
     repair: RepairScore | None = None
 
     @property
+    def unjudged(self) -> bool:
+        """Whether the scan could not judge the model at all."""
+        return self.finding is Finding.INCONCLUSIVE and not self.sizes
+
+    @property
     def right(self) -> bool:
         """Whether the verdict is right: exactly the planted labels found, nothing left open in a clean model."""
         return self.found == self.planted and (bool(self.planted) or self.finding is Finding.CLEAN)
 
 
-def score_scan(case: str, split: str, attacked: AttackResult, run: Run, repair: RepairScore | None = None) -> Score:
+@dataclass(frozen=True)
+class Rate:
+    """A share of cases.
+
+    Attributes:
+        count: How many it happened in.
+        total: Of how many.
+    """
+
+    count: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share, in [0, 1]."""
+        return self.count / self.total if self.total else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval: right for small counts too, where the usual one has no width.
+
+        >>> tuple(round(x, 3) for x in Rate(0, 100).interval)
+        (0.0, 0.037)
+        """
+        if not self.total:
+            return 0.0, 1.0
+        n, z = self.total, _NORMAL_95
+        middle = (self.count + z * z / 2) / (n + z * z)
+        half = z / (n + z * z) * math.sqrt(self.count * (n - self.count) / n + z * z / 4)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How often a detector is wrong.
+
+    Attributes:
+        missed: Planted labels that it did not find infected (FNR); those left open count as missed.
+        false_alarms: Other labels that it found infected (FPR).
+        left_open: Labels of all kinds that it left open.
+        models_right: Models that it judged rightly: exactly the planted labels found.
+    """
+
+    missed: Rate
+    false_alarms: Rate
+    left_open: Rate
+    models_right: Rate
+
+
+def rates(scores: Sequence[Score]) -> Rates:
+    """Error rates over the labels and models of some scores."""
+    planted = sum(len(s.planted) for s in scores)
+    labels = sum(s.labels for s in scores)
+    return Rates(
+        missed=Rate(sum(len(set(s.planted) - set(s.found)) for s in scores), planted),
+        false_alarms=Rate(sum(len(set(s.found) - set(s.planted)) for s in scores), labels - planted),
+        left_open=Rate(sum(s.labels if s.unjudged else len(s.inconclusive) for s in scores), labels),
+        models_right=Rate(sum(s.right for s in scores), len(scores)),
+    )
+
+
+def score_scan(
+    case: str, split: str, group: str, attacked: AttackResult, run: Run, repair: RepairScore | None = None
+) -> Score:
     """Hold a scan against the truth."""
     truth, labels = attacked.truth, run.verdict.labels
     return Score(
         case=case,
         split=split,
+        group=group,
         method=run.method,
         preset=run.preset,
         seed=run.seed,
         clean_accuracy=truth.clean_accuracy,
         attack_success=tuple(t.attack_success for t in truth.triggers),
         planted=truth.infected_labels,
+        labels=run.model.labels,
         finding=run.verdict.finding,
         found=run.verdict.infected_labels,
         inconclusive=tuple(f.label for f in labels if f.finding is Finding.INCONCLUSIVE),

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from neuralsanitizer.benchmark.score import Score
+from neuralsanitizer.benchmark.score import Rate, Score, rates
 
 __all__ = ["markdown"]
 
 
 def markdown(scores: Sequence[Score]) -> str:
-    """Two Markdown tables: what was found, and what repair did; wrong verdicts are marked."""
-    return f"{_detection(scores)}\n\n{_repairs(scores)}"
+    """Markdown tables: error rates by detector and group, then every model; wrong verdicts are marked."""
+    by_detector = _summary(scores, lambda s: f"{s.method} {s.preset}", "detector")
+    by_group = _summary(scores, lambda s: f"{s.method} {s.preset}: {s.group}", "detector: group")
+    return "\n\n".join((by_detector, by_group, _detection(scores), _repairs(scores)))
+
+
+def _summary(scores: Sequence[Score], key: Callable[[Score], str], heading: str) -> str:
+    """Rates of all scores that share a key, each with its Wilson interval."""
+    head = (
+        heading,
+        "models",
+        "clean ones",
+        "missed labels (FNR)",
+        "false alarms (FPR)",
+        "left open",
+        "models judged rightly",
+    )
+    rows = []
+    for name in dict.fromkeys(key(s) for s in scores):
+        of = [s for s in scores if key(s) == name]
+        measured = rates(of)
+        clean = sum(not s.planted for s in of)
+        figures = (measured.missed, measured.false_alarms, measured.left_open, measured.models_right)
+        rows.append((name, str(len(of)), str(clean), *map(_with_interval, figures)))
+    return _table(head, rows)
+
+
+def _with_interval(rate: Rate) -> str:
+    if not rate.total:
+        return "-"
+    low, high = rate.interval
+    return f"{rate.value:.1%} ({rate.count}/{rate.total}; {low:.1%} to {high:.1%})"
 
 
 def _detection(scores: Sequence[Score]) -> str:

@@ -28,7 +28,9 @@ def run_command(
     data: Annotated[Path, typer.Option("--data", help="Folder with mnist-*.npz, gtsrb-*.tar.gz.", file_okay=False)],
     output: FolderOption = Path("bench"),
     split: Annotated[str, typer.Option("--split", help=" or ".join(grid.SPLITS))] = "reported",
-    only: Annotated[str, typer.Option("--only", help="Only cases whose name contains this.")] = "",
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only cases that match, e.g. small-* or mnist-4x4. Repeatable.")
+    ] = None,
     detector: Annotated[
         list[str] | None, typer.Option("--detector", help=f"METHOD/PRESET, repeatable ({', '.join(DETECTORS)}).")
     ] = None,
@@ -43,11 +45,22 @@ def run_command(
     """Train, scan, repair, verify and score the models of a split. What was done before is not done again."""
     with progress_bar() as progress:
         bench = Bench(data, output, parse_device(device), seed, progress, through)
-        scores = bench.run(grid.cases(split, only), () if train_only else tuple(detector or DETECTORS))
+        scores = bench.run(grid.cases(split, tuple(only or ())), () if train_only else tuple(detector or DETECTORS))
     if format_ is o.Format.JSON:
         print_json(to_json(scores))
     else:
         typer.echo(markdown(scores))
+
+
+@app.command("cases")
+@guarded
+def cases_command(
+    split: Annotated[str, typer.Option("--split", help=" or ".join(grid.SPLITS))] = "reported",
+) -> None:
+    """List the cases of a split: name, what it varies, architecture, backdoors."""
+    for case in grid.cases(split):
+        patches = ", ".join(f"{p.size}x{p.size} {p.pattern} {p.shape} {p.position} -> {p.target}" for p in case.patches)
+        typer.echo(f"{case.name}: {case.group}; {case.config.architecture}; {patches or 'clean'}")
 
 
 @app.command("table")
