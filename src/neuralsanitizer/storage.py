@@ -114,7 +114,7 @@ class RunFolder:
             return self.state
         if not lock.is_file():
             raise RunError(f"{self.path} holds no interrupted scan to resume")
-        if lock.read_text(encoding="utf-8") != key:
+        if lock.read_bytes() != key.encode():
             raise RunError(
                 f"{self.path} holds a scan of another model, data set, configuration or version: it cannot go on with "
                 "these; choose another output folder"

@@ -49,6 +49,16 @@ def test_exit_codes_and_streams_reach_the_shell(files):
 
 
 @pytest.mark.parametrize("format_", ["json", "table"])
+def test_a_reader_that_leaves_early_changes_nothing(format_, scanned):
+    """As in ``... | head -0``: an exit code of 1 would say that a backdoor was found."""
+    started = [sys.executable, "-m", "neuralsanitizer", *command("report", scanned[1], "--format", format_)]
+    process = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    told = process.stderr.read()
+    assert (process.wait(timeout=60), told) == (0, b"")
+
+
+@pytest.mark.parametrize("format_", ["json", "table"])
 def test_names_of_any_alphabet_pass_through_a_stream_that_takes_ascii_alone(format_, again, files, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join("äöü漢字→абвг"), encoding="utf-8")
     again(files, "infected", "--label-names", "names.txt")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neuralsanitizer.cli.scan import _default_folder
 from neuralsanitizer.storage import RunFolder
 from program import ARCH, run, scan_of
 from quick import QUICK, TARGET
@@ -138,6 +139,14 @@ def test_without_an_output_the_run_goes_to_a_folder_named_after_the_model(files,
     assert Path(outcome.json["run_folder"]) == Path("runs") / folder.name
     assert re.fullmatch(r"attacked-\d{8}-\d{6}", folder.name)
     assert RunFolder(folder).read().run.data.images == 30
+
+
+def test_two_scans_within_a_second_get_a_folder_each(tmp_path):
+    folders = []
+    for _ in range(3):
+        folders.append(_default_folder(Path("model.safetensors")))
+        folders[-1].mkdir(parents=True)
+    assert len(set(folders)) == 3
 
 
 def test_limit_takes_images_evenly_and_the_seed_says_which(files):

@@ -50,7 +50,7 @@ class PatchSpec:
     Attributes:
         target: The label that it sends images to.
         size: Edge length in pixels (the diameter of a circle).
-        position: One of :data:`POSITIONS`, or ``ROW,COLUMN`` of the top left corner.
+        position: One of :data:`POSITIONS`, or ``ROW,COLUMN`` (or ``ROW:COLUMN``) of the top left corner.
         pattern: One of :data:`PATTERNS`, ``#rrggbb``, or the path of an image file.
         shape: One of :data:`SHAPES`.
         pieces: 1, 2 or 4: the patch is cut into so many pieces, which go to opposite sides or to the four corners.
@@ -188,7 +188,7 @@ def _pieces(spec: PatchSpec) -> list[tuple[slice, slice, str]]:
 def _across(position: str) -> str:
     if position in {"random", "center"}:
         return "random"
-    if "," in position:
+    if "," in position or ":" in position:
         raise UsageError("a patch in two pieces needs a named position: the second piece goes to the other side")
     return "-".join(_OPPOSITE[word] for word in position.split("-"))
 
@@ -205,7 +205,7 @@ def _corner(
         rows = margin if "top" in position else last[0] - margin if "bottom" in position else last[0] // 2
         columns = margin if "left" in position else last[1] - margin if "right" in position else last[1] // 2
         return rows, columns
-    row_text, _, column_text = position.partition(",")
+    row_text, _, column_text = position.replace(":", ",").partition(",")
     if not (row_text.strip().isdecimal() and column_text.strip().isdecimal()):
         raise UsageError(f"unknown position {position!r}: choose one of {', '.join(POSITIONS)}, or ROW,COLUMN")
     row, column = int(row_text), int(column_text)

@@ -60,7 +60,7 @@ def badnets_command(
     pieces: Annotated[int, typer.Option("--pieces", help="Cut the patch into 1, 2 or 4 pieces.")] = 1,
     trigger: Annotated[
         list[str] | None,
-        typer.Option("--trigger", help="A trigger of several, e.g. target=3,size=4,position=top-left. Repeatable."),
+        typer.Option("--trigger", help="A trigger of several, e.g. target=3,size=4,position=2:20. Repeatable."),
     ] = None,
     rate: Annotated[
         float, typer.Option("--poisoning-rate", min=0, max=1, help="Share of the images, each trigger.")
@@ -134,8 +134,10 @@ def _train(
     format_: o.Format,
     force: bool,
 ) -> None:
-    if output.exists() and not force:
-        raise OutputError(f"{output} exists: choose another file, or overwrite it with --force")
+    files = (output, output.with_suffix(".truth.json"), output.with_suffix(".truth.npz"))
+    taken = next((file for file in files if file.exists()), None)
+    if taken is not None and not force:
+        raise OutputError(f"{taken} exists: choose another --output, or overwrite it with --force")
     if not 0 < config.learning_rate < math.inf or math.isnan(config.poisoning_rate):
         raise UsageError(f"--learning-rate must be over 0, got {config.learning_rate}; --poisoning-rate within 0 and 1")
     train = load_clean_set(data)

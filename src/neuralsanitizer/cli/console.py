@@ -31,11 +31,24 @@ INTERRUPTED = 130
 _LONGEST = 2000  # characters of an error: its text may quote what stands in a hostile file
 
 
+class _Console(Console):
+    """A console whose reader may leave early (``| head``): the exit code still says what was found."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more, where rich would end the program with 1, which means infected here."""
+        self.quiet = True
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def stdout() -> Console:
     """Where data goes. Made anew each time: tests and pipes change the stream."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name must not end a scan on a stream without its letters
-    return Console()
+    return _Console()
 
 
 def stderr() -> Console:
@@ -45,8 +58,11 @@ def stderr() -> Console:
 
 def print_json(data: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
     """One JSON object on stdout, and nothing else."""
-    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")  # ASCII: any stream can take it
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")  # ASCII: any stream can take it
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader left: the exit code still says what was found
+        _drop_stdout()
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -98,4 +99,5 @@ def write_page(saved: SavedRun, path: Path) -> Path:
 
 def _default_folder(model: Path) -> Path:
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{model.stem}-{stamp}"
+    names = (f"{model.stem}-{stamp}" + (f"-{number}" if number > 1 else "") for number in count(1))
+    return next(folder for name in names if not (folder := Path("runs") / name).exists())

@@ -85,6 +85,8 @@ def load_model(
         module, labels, input_shape, notes = _from_definition(model_def, weights, labels, input_shape)
         preset, layer_names, architecture = Preprocessing(), (), model_def
     preprocessing, unit = _preprocessing(preset, mean, std, pixel_range)
+    if arch is None and mean is None:
+        unit = ("the network gets pixel values from 0 to 1 as they are (say otherwise with --mean and --std)",)
     return SuspectModel(
         module,
         input_shape,
