@@ -141,7 +141,7 @@ def test_without_an_output_the_run_goes_to_a_folder_named_after_the_model(files,
     assert RunFolder(folder).read().run.data.images == 30
 
 
-def test_two_scans_within_a_second_get_a_folder_each(tmp_path):
+def test_two_scans_within_a_second_get_a_folder_each():
     folders = []
     for _ in range(3):
         folders.append(_default_folder(Path("model.safetensors")))
