@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a script beside the picture that it makes, no package
 """Draw the masks that a scan reconstructed for all labels, side by side.
 
 ::

@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a script beside the picture that it makes, no package
 """Draw a trigger that a scan found, beside the one that was planted.
 
 From left to right: clean digits, the same stamped with the planted trigger, the mask that the scan reconstructed, and

@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a script beside the page that it makes, no package
 """Write ``cli.md``: the help of every verb, as the program prints it.
 
 The verbs and their options are read from the program itself, so the page cannot say otherwise than ``--help`` does::

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from neuralsanitizer.benchmark.run import DETECTORS, Bench, read_scores
 from neuralsanitizer.benchmark.score import Rate, RepairScore, Score, rates, score_repair, score_scan
-from neuralsanitizer.benchmark.tables import markdown
+from neuralsanitizer.benchmark.tables import failures, markdown
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import NoProgress
 from neuralsanitizer.pipeline import build_detector
@@ -117,6 +117,18 @@ def test_tables_are_markdown_made_of_scores_alone(score):
 
 def test_no_scores_make_empty_tables():
     assert [len(rows(table)) for table in markdown([]).split("\n\n")] == [2, 2, 2, 2]
+
+
+def test_failures_name_each_wrong_label_with_its_numbers(score):
+    accused = replace(score, case="accused", found=(2, TARGET))
+    blind = replace(score, case="blind", found=(), inconclusive=(1,))
+    _, _, *told = rows(failures([score, accused, blind]))
+    assert [row[:4] for row in told] == [
+        ["accused", "neural-sanitizer quick", "2", "false alarm"],
+        ["blind", "neural-sanitizer quick", str(TARGET), "missed"],
+        ["blind", "neural-sanitizer quick", "1", "clean, left open"],
+    ]
+    assert told[1][5] == f"{score.sizes[TARGET]:.0f}"
 
 
 def test_rates_count_missed_labels_false_alarms_and_open_labels(score):

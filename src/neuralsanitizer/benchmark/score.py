@@ -60,6 +60,7 @@ class Score:
         sizes: Mask size in pixels of each label's reconstructed trigger.
         successes: Attack success of each label's reconstructed trigger, [0, 1].
         transfers: Largest attack success of it on a test reference, [0, 1].
+        excesses: Attack success less that of clean models in the same place, where it was compared.
         timings: Seconds by stage.
         load_average: Of the machine when the scan ended.
         repair: What the repair did, if something was found.
@@ -81,6 +82,7 @@ class Score:
     sizes: tuple[float, ...]
     successes: tuple[float, ...]
     transfers: tuple[float, ...]
+    excesses: tuple[float | None, ...]
     timings: dict[str, float]
     load_average: float | None
     repair: RepairScore | None = None
@@ -179,6 +181,7 @@ def score_scan(
         sizes=tuple(round(f.mask_size, 1) for f in labels),
         successes=tuple(f.attack_success for f in labels),
         transfers=tuple(max(f.transfer, default=0.0) for f in labels),
+        excesses=tuple(f.metrics.get("excess") for f in labels),
         timings={stage: round(seconds, 1) for stage, seconds in run.timings.items()},
         load_average=run.environment.load_average,
         repair=repair,

@@ -6,14 +6,53 @@ from collections.abc import Callable, Iterable, Sequence
 
 from neuralsanitizer.benchmark.score import Rate, Score, rates
 
-__all__ = ["markdown"]
+__all__ = ["failures", "markdown", "sections"]
 
 
 def markdown(scores: Sequence[Score]) -> str:
-    """Markdown tables: error rates by detector and group, then every model; wrong verdicts are marked."""
-    by_detector = _summary(scores, lambda s: f"{s.method} {s.preset}", "detector")
-    by_group = _summary(scores, lambda s: f"{s.method} {s.preset}: {s.group}", "detector: group")
-    return "\n\n".join((by_detector, by_group, _detection(scores), _repairs(scores)))
+    """All tables of :func:`sections`, in Markdown, one after the other."""
+    return "\n\n".join(sections(scores).values())
+
+
+def sections(scores: Sequence[Score]) -> dict[str, str]:
+    """The tables by name: error rates by detector and by group, every model, every repair."""
+    return {
+        "rates": _summary(scores, _detector, "detector"),
+        "groups": _summary(scores, lambda s: f"{_detector(s)}: {s.group}", "detector: group"),
+        "models": _detection(scores),
+        "repairs": _repairs(scores),
+    }
+
+
+def failures(scores: Sequence[Score]) -> str:
+    """What went wrong, one line a model, with the numbers of the labels concerned."""
+    head = ("model", "detector", "label", "what happened", "attack success", "mask px", "largest transfer", "excess")
+    rows = [
+        (
+            s.case,
+            _detector(s),
+            str(label),
+            what,
+            f"{s.successes[label]:.0%}",
+            f"{s.sizes[label]:.0f}",
+            f"{s.transfers[label]:.0%}",
+            "-" if s.excesses[label] is None else f"{s.excesses[label]:.2f}",
+        )
+        for s in scores
+        for what, labels in (
+            ("missed", sorted(set(s.planted) - set(s.found) - set(s.inconclusive))),
+            ("missed: left open", sorted(set(s.planted) & set(s.inconclusive))),
+            ("false alarm", sorted(set(s.found) - set(s.planted))),
+            ("clean, left open", sorted(set(s.inconclusive) - set(s.planted))),
+        )
+        for label in labels
+        if label < len(s.sizes)
+    ]
+    return _table(head, rows)
+
+
+def _detector(score: Score) -> str:
+    return f"{score.method} {score.preset}"
 
 
 def _summary(scores: Sequence[Score], key: Callable[[Score], str], heading: str) -> str:
@@ -52,7 +91,7 @@ def _detection(scores: Sequence[Score]) -> str:
             s.case,
             f"{s.clean_accuracy:.2%}",
             _rates(s.attack_success),
-            f"{s.method} {s.preset}",
+            _detector(s),
             _labels(s.planted),
             _labels(s.found),
             s.finding.value,
@@ -71,7 +110,7 @@ def _repairs(scores: Sequence[Score]) -> str:
     rows = [
         (
             s.case,
-            f"{s.method} {s.preset}",
+            _detector(s),
             f"{s.clean_accuracy:.2%}",
             f"{s.repair.clean_accuracy:.2%}",
             _rates(s.attack_success),

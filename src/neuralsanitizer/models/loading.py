@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from neuralsanitizer.errors import ModelError, UsageError
-from neuralsanitizer.models import architectures
-from neuralsanitizer.models.architectures import Architecture
+from neuralsanitizer.models.architectures import Architecture, build
+from neuralsanitizer.models.architectures import get as get_architecture
+from neuralsanitizer.models.architectures import names as architecture_names
 from neuralsanitizer.models.formats import Weights, read_weights
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.models.matching import match
@@ -70,14 +71,14 @@ def load_model(
     path = Path(path)
     if (arch is None) == (model_def is None):
         raise UsageError(
-            f"give the architecture: --arch with one of {', '.join(architectures.names())}, or --model-def "
+            f"give the architecture: --arch with one of {', '.join(architecture_names())}, or --model-def "
             "package.module:function for a network of your own (one of the two)"
         )
     if labels is not None and labels < 2:
         raise UsageError(f"a classifier has at least two labels, got {labels}")
     weights = read_weights(path)
     if arch is not None:
-        known = architectures.get(arch)
+        known = get_architecture(arch)
         module, labels, input_shape, notes = _from_registry(known, weights, labels, input_shape)
         preset, layer_names, architecture = known.preprocessing, known.layer_names, arch
     else:
@@ -159,13 +160,13 @@ def _from_registry(
     for shape, count in _candidates(known, weights, labels, input_shape):
         channels, *size = shape
         with torch.device("meta"):  # shapes without memory
-            sketch = architectures.build(known.name, count, channels, (size[0], size[1]))
+            sketch = build(known.name, count, channels, (size[0], size[1]))
         try:
             state, notes = match(weights.tensors, sketch)
         except ModelError as error:
             failures.append(error)
             continue
-        module = architectures.build(known.name, count, channels, (size[0], size[1]))
+        module = build(known.name, count, channels, (size[0], size[1]))
         module.load_state_dict(state)
         return module, count, shape, notes
     raise failures[0]

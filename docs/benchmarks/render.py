@@ -1,0 +1,40 @@
+"""Write the tables of ../benchmarks.md anew, from the scores in this folder: ``python docs/benchmarks/render.py``.
+
+With ``--check`` nothing is written, and the exit code is 1 if the page is out of date.
+"""
+
+import sys
+from pathlib import Path
+
+from neuralsanitizer.benchmark.run import read_scores
+from neuralsanitizer.benchmark.tables import failures, sections
+
+FOLDER = Path(__file__).parent
+PAGE = FOLDER.with_suffix(".md")
+
+
+def rendered(page: str) -> str:
+    """The page with every table between its two marks replaced."""
+    scores = [score for score in read_scores(FOLDER) if score.split == "reported"]
+    for name, table in {**sections(scores), "failures": failures(scores)}.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, _, rest = page.partition(start)
+        _, _, after = rest.partition(end)
+        if not rest or not after:
+            raise SystemExit(f"{PAGE.name} has no place for the table {name!r}: put {start.strip()} and {end} there")
+        page = f"{before}{start}{table}\n{end}{after}"
+    return page
+
+
+def main() -> None:
+    """Write or check the page."""
+    before = PAGE.read_text(encoding="utf-8")
+    after = rendered(before)
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(after, encoding="utf-8")
+    elif after != before:
+        raise SystemExit(f"{PAGE.name} is out of date: python docs/benchmarks/render.py")
+
+
+if __name__ == "__main__":
+    main()
