@@ -17,13 +17,14 @@ from neuralsanitizer.config import (
 )
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes
+from neuralsanitizer.detectors.neural_sanitizer.detector import References
 from neuralsanitizer.detectors.neural_sanitizer.preserve import heat_map, last_convolution, preserve
 from neuralsanitizer.detectors.neural_sanitizer.reconstruct import fit_patterns, reconstruct
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
-from neuralsanitizer.detectors.neural_sanitizer.tune import make_reference, reference_steps
+from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.models.layers import layers_of
-from neuralsanitizer.records import Trigger
+from neuralsanitizer.records import ReferenceRecord, Trigger
 from quick import QUICK, TARGET
 
 SHORT = ReferenceConfig(fresh_cycles=(60,), frozen_steps=20, frozen_steps_many=30, steps=40)
@@ -31,11 +32,18 @@ SHORT = ReferenceConfig(fresh_cycles=(60,), frozen_steps=20, frozen_steps_many=3
 
 @pytest.fixture(scope="module")
 def make(attacked, clean):
-    def made(plan, **changes):
+    def made(plan, ancestor=None, **changes):
         held_out, work = clean.split([0.2], 0)
-        config = replace(SHORT, **changes)
         return make_reference(
-            attacked.model, work, held_out, plan=plan, name=f"r-{plan.name}", role="test", config=config, seed=1
+            attacked.model,
+            work,
+            held_out,
+            plan=plan,
+            name=f"r-{plan.name}",
+            role="test",
+            config=replace(SHORT, **changes),
+            seed=1,
+            ancestor=ancestor,
         )
 
     return made
@@ -53,6 +61,33 @@ def test_a_distilled_reference_knows_the_task_and_not_the_backdoor(distilled, at
     assert record.clean_accuracy > 0.85
     assert success_rates([distilled.model], attacked.triggers[0], unseen, 200, 0)[0] < 0.2
     assert success_rates([attacked.model], attacked.triggers[0], unseen, 200, 0)[0] > 0.95
+
+
+def test_a_derived_reference_is_another_network_than_its_ancestor_and_as_clean(attacked, unseen, distilled, make):
+    derived = make(ReferencePlan("derived"), ancestor=distilled.model, derived_cycles=(40,))
+    assert derived.record.kind == "derived"
+    assert derived.record.agreement > 0.85
+    planted = attacked.triggers[0]
+    assert success_rates([derived.model], planted, unseen, 100, 0)[0] < 0.2
+    for one, other in zip(derived.model.module.parameters(), distilled.model.module.parameters(), strict=True):
+        assert not torch.equal(one, other)
+    untrained = make(ReferencePlan("derived"), ancestor=distilled.model, derived_cycles=(), inherited=1.0)
+    for one, other in zip(untrained.model.module.parameters(), distilled.model.module.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_without_an_ancestor_a_derived_reference_is_distilled(make):
+    alone = make(ReferencePlan("derived"), fresh_cycles=(60,), derived_cycles=())
+    assert alone.record.agreement > 0.7
+
+
+def test_turned_references_swap_their_roles(attacked):
+    record = ReferenceRecord("r", "distilled", "guide", (), 1.0, 1.0, usable=True, reason="", seconds=0.0)
+    guides, tests = ([Reference(attacked.model, replace(record, name=f"{role}{i}")) for i in range(n)]
+                     for role, n in (("g", 3), ("t", 2)))  # fmt: skip
+    turned = References(tuple(guides), tuple(tests)).turned()
+    assert [r.record.name for r in turned.guides] == ["t0", "t1", "g0"]
+    assert [r.record.name for r in turned.tests] == ["g1", "g2"]
 
 
 def test_a_reference_trained_from_scratch_knows_the_task_too(make):

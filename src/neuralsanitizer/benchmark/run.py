@@ -20,7 +20,7 @@ from neuralsanitizer.data import CleanSet
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.models import load_model
-from neuralsanitizer.pipeline import METHODS, repair, scan, verify
+from neuralsanitizer.pipeline import METHODS, build_detector, repair, scan, verify
 from neuralsanitizer.records import from_json, to_json
 from neuralsanitizer.storage import RunFolder, write_json
 from neuralsanitizer.training import steps_of
@@ -63,8 +63,10 @@ class Bench:
         if self.through not in STAGES:
             raise UsageError(f"unknown stage {self.through!r}: choose one of {', '.join(STAGES)}")
         for detector in detectors:
-            if detector.partition("/")[0] not in METHODS:
+            method, _, preset = detector.partition("/")
+            if method not in METHODS:
                 raise UsageError(f"unknown detector {detector!r}: choose of {', '.join(DETECTORS)}")
+            build_detector(method, preset or "default")  # a wrong preset is told before anything is trained
         scores, loaded = [], {}
         for case in cases:
             done = [self._done(case, detector) for detector in detectors]

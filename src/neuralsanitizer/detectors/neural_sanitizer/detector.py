@@ -31,18 +31,20 @@ from neuralsanitizer.execution.store import Part
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
 
-__all__ = ["NeuralSanitizer"]
+__all__ = ["NeuralSanitizer", "References"]
 
 
 @dataclass(frozen=True, eq=False)
-class _References:
+class References:
+    """What a scan has of them: guides constrain the reconstruction, tests are what a patch must not transfer to."""
+
     guides: tuple[Reference, ...]
     tests: tuple[Reference, ...]
 
-    def turned(self) -> _References:
+    def turned(self) -> References:
         """The same references with the tests among the guides: as many of each as before."""
         every = (*self.tests, *self.guides)
-        return _References(every[: len(self.guides)], every[len(self.guides) :])
+        return References(every[: len(self.guides)], every[len(self.guides) :])
 
 
 class NeuralSanitizer(Detector):
@@ -76,7 +78,7 @@ class NeuralSanitizer(Detector):
         """Labels that share a forward pass."""
         return self.config.reconstruct.label_batch
 
-    def prepare(self, context: Context) -> tuple[_References, tuple[ReferenceRecord, ...]]:
+    def prepare(self, context: Context) -> tuple[References, tuple[ReferenceRecord, ...]]:
         """Make the references: guides for the reconstruction, others for the transfer test."""
         config = self.config.references
         plans: list[tuple[str, ReferencePlan]] = [("guide", plan) for plan in config.guides] + [
@@ -93,13 +95,13 @@ class NeuralSanitizer(Detector):
             raise CannotJudgeError(
                 "no reference came close enough to the model on clean images: more of them are needed", records
             )
-        references = _References(
+        references = References(
             guides=tuple(r for r in usable if r.record.role == "guide"),
             tests=tuple(r for r in usable if r.record.role == "test"),
         )
         return references, records
 
-    def examine(self, context: Context, prepared: _References, labels: Sequence[int]) -> list[Evidence]:
+    def examine(self, context: Context, prepared: References, labels: Sequence[int]) -> list[Evidence]:
         """Reconstruct, preserve, test for transfer, compare with clean models; what is not clear then, once more."""
         looks = {e.trigger.label: [e] for e in self._look(context, prepared, labels)}
         turned = prepared
@@ -113,7 +115,7 @@ class NeuralSanitizer(Detector):
                 looks[evidence.trigger.label].append(evidence)
         return [merged(looks[label]) for label in labels]
 
-    def _look(self, context: Context, references: _References, labels: Sequence[int]) -> list[Evidence]:
+    def _look(self, context: Context, references: References, labels: Sequence[int]) -> list[Evidence]:
         """Examine some labels once."""
         context.progress.start(f"reconstruct triggers ({_range(labels)})", self.config.reconstruct.steps * len(labels))
         guides = [r.model for r in references.guides]
@@ -154,7 +156,7 @@ class NeuralSanitizer(Detector):
         return decide(suspect, evidence, self.config)
 
     def _with_clean_successes(
-        self, context: Context, references: _References, evidence: Sequence[Evidence]
+        self, context: Context, references: References, evidence: Sequence[Evidence]
     ) -> list[Evidence]:
         """Add to each label that may be infected how well its mask works on models without a backdoor."""
         config = self.config
