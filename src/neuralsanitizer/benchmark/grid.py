@@ -97,8 +97,8 @@ _FAMILIES = {
     for family in (
         _Family("mnist", "mnist", AttackConfig("mnist-cnn", 10, epochs=3)),
         _Family("small", "mnist", AttackConfig("mnist-cnn-small", 10, epochs=4)),
-        # Two passes over 4,000 images: right on about 95 %, and easily fooled.
-        _Family("weak", "mnist-weak", AttackConfig("mnist-cnn-small", 10, epochs=2)),
+        # Five passes over 4,000 images; after two, at 91 % accuracy, no backdoor had taken hold (attack success 6 %).
+        _Family("weak", "mnist-weak", AttackConfig("mnist-cnn-small", 10, epochs=5)),
         # Forty passes over 1,500 images: all of them known by heart.
         _Family("overfitted", "mnist-overfitted", AttackConfig("mnist-cnn", 10, epochs=40)),
         _Family("gtsrb", "gtsrb", AttackConfig("gtsrb-cnn", 43, epochs=5, learning_rate=1e-3)),
