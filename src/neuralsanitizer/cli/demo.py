@@ -77,7 +77,8 @@ def _play(
     def trained(name: str, patches: list[PatchSpec]) -> AttackResult:
         progress.start(f"train the {name} model", steps_of(config, len(train)))
         result = badnets(train, unseen, patches, config, device=where, advance=progress.advance)
-        result.save(output / f"{name}.safetensors")
+        result.model.name = f"{name}.safetensors"  # as if it had been loaded from there: reports show the name
+        result.save(output / result.model.name)
         console.print(f"\n[bold]{name} model[/]: {describe(result)}", highlight=False)
         return result
 
