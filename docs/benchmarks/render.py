@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from neuralsanitizer.benchmark.run import read_scores
-from neuralsanitizer.benchmark.tables import failures, sections
+from neuralsanitizer.benchmark.tables import sections
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.with_suffix(".md")
@@ -16,7 +16,7 @@ PAGE = FOLDER.with_suffix(".md")
 def rendered(page: str) -> str:
     """The page with every table between its two marks replaced."""
     scores = [score for score in read_scores(FOLDER) if score.split == "reported"]
-    for name, table in {**sections(scores), "failures": failures(scores)}.items():
+    for name, table in sections(scores).items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(start)
         _, _, after = rest.partition(end)

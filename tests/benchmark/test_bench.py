@@ -7,6 +7,7 @@ import pytest
 
 from neuralsanitizer import config
 from neuralsanitizer.benchmark import grid
+from neuralsanitizer.benchmark.run import read_scores
 from program import run
 from tiny import TINY
 
@@ -51,12 +52,28 @@ def test_a_case_is_trained_scanned_and_scored_once(data, tmp_path):
     assert (table.code, table.stdout) == (0, first.stdout)
 
 
+def test_an_ablation_is_scored_beside_the_detector_with_what_became_of_the_backdoor(data, tmp_path):
+    case = small_case()
+    done = run("bench", "run", "--data", data, "--output", "bench", "--split", "development", "--only", case.name,
+               "--detector", "neural-sanitizer/tiny", "--detector", "neural-sanitizer/tiny:no-size",
+               "--through", "scan")  # fmt: skip
+    assert done.code == 0
+    assert "| neural-sanitizer tiny | no size term | 1 |" in done.stdout
+    usual, changed = sorted(read_scores(tmp_path / "bench"), key=lambda s: s.preset)
+    assert (usual.preset, changed.preset) == ("tiny", "tiny:no-size")
+    for score in (usual, changed):
+        assert [(r.kind, r.role) for r in score.references] == [("distilled", "guide"), ("distilled", "test")]
+        assert {len(r.attack_success) for r in score.references} == {1}
+        assert all(0 <= r.clean_accuracy <= 1 for r in score.references)
+        assert [len(rates) for rates in score.transfer] == [1] * 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
         (("run", "--data", "data", "--split", "magic"), 2, "unknown split 'magic'"),
         (("run", "--data", "data", "--only", "no such model"), 2, "no case of the split"),
-        (("run", "--data", "data", "--detector", "magic/default"), 2, "unknown detector"),
+        (("run", "--data", "data", "--detector", "magic/default"), 2, "unknown method"),
         (("run", "--data", "elsewhere", "--only", "mnist-clean-172"), 3, "the benchmark needs mnist-train.npz"),
         (("table", "--output", "elsewhere"), 2, "holds no scores"),
     ],

@@ -7,9 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuralsanitizer.benchmark.ablations import ABLATIONS
+from neuralsanitizer.benchmark.papers import infected_by_mad, infected_by_transfer
 from neuralsanitizer.benchmark.run import DETECTORS, Bench, read_scores
-from neuralsanitizer.benchmark.score import Rate, RepairScore, Score, rates, score_repair, score_scan
-from neuralsanitizer.benchmark.tables import failures, markdown
+from neuralsanitizer.benchmark.score import (
+    Rate,
+    ReferenceScore,
+    RepairScore,
+    Score,
+    rates,
+    score_repair,
+    score_scan,
+)
+from neuralsanitizer.benchmark.tables import failures, markdown, sections
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import NoProgress
 from neuralsanitizer.pipeline import build_detector
@@ -99,8 +109,11 @@ def rows(table):
 
 def test_tables_are_markdown_made_of_scores_alone(score):
     wrong = replace(score, case="b-model", found=(1, TARGET), repair=REPAIR, attack_success=(0.9, 0.8))
-    overall, by_group, detection, repairs = markdown([score, wrong]).split("\n\n")
-    for table in (overall, by_group, detection, repairs):
+    told = markdown([score, wrong]).split("\n\n")
+    tables = dict(zip((title.removeprefix("## ") for title in told[::2]), told[1::2], strict=True))
+    assert list(tables) == ["Rates", "Groups", "Failures", "Models", "Repairs"]
+    overall, detection, repairs = tables["Rates"], tables["Models"], tables["Repairs"]
+    for table in tables.values():
         parsed = rows(table)
         assert len({len(row) for row in parsed}) == 1
         assert set(parsed[1]) == {"---"}
@@ -116,7 +129,80 @@ def test_tables_are_markdown_made_of_scores_alone(score):
 
 
 def test_no_scores_make_empty_tables():
-    assert [len(rows(table)) for table in markdown([]).split("\n\n")] == [2, 2, 2, 2]
+    assert {len(rows(table)) for table in sections([]).values()} == {2}
+    assert markdown([]) == ""
+
+
+def test_seeds_agree_label_by_label(score):
+    again = replace(score, seed=1)
+    other = replace(score, seed=2, found=(2, TARGET), inconclusive=(3,))
+    alone = replace(score, case="b-model")
+    (row,) = rows(sections([score, again, other, alone])["seeds"])[2:]
+    assert row == ["neural-sanitizer quick", "1", "3", "80.0% (8/10; 49.0% to 94.3%)"]
+    (row,) = rows(sections([again, score, alone])["seeds"])[2:]
+    assert row[3].startswith("100.0% (10/10")
+
+
+def test_ablations_stand_beside_the_detector_on_the_same_models(score):
+    changed = replace(score, preset=f"{score.preset}:one-guide", found=())
+    elsewhere = replace(changed, case="b-model")  # never scanned with the detector as it is
+    tables = sections([score, replace(score, case="c-model", found=()), changed, elsewhere])
+    (row,) = rows(tables["ablations"])[2:]
+    assert row[:5] == [
+        "neural-sanitizer quick", ABLATIONS["one-guide"].what, "1",
+        "100.0% (1/1; 20.7% to 100.0%)", "0.0% (0/1; 0.0% to 79.3%)",
+    ]  # fmt: skip
+    assert len(rows(tables["models"])) == 2 + 2
+    assert rows(tables["rates"])[2][1] == "2"
+
+
+def paper_score(score, **changes):
+    """A scan of four labels by the published rule: label 1 is infected, label 2 has a patch, 0 and 3 have nothing."""
+    of = replace(
+        score, preset="paper", labels=4, planted=(1,), found=(1,), inconclusive=(), sizes=(90.0, 10.0, 100.0, 95.0),
+        successes=(0.5, 0.95, 0.9, 0.3), transfers=(0.1, 0.2, 0.7, 0.1), excesses=(None,) * 4,
+        transfer=((0.1, 0.0), (0.05, 0.2), (0.3, 0.7), (0.1, 0.1)),
+    )  # fmt: skip
+    return replace(of, **changes)
+
+
+def test_the_published_rule_is_asked_again_with_other_numbers(score):
+    scan = paper_score(score)
+    assert infected_by_transfer(scan) == (1,)
+    assert infected_by_transfer(scan, references=1) == (1, 2)
+    assert infected_by_transfer(scan, transfers_to=2) == (1, 2)
+    assert infected_by_transfer(scan, transfer=0.2) == ()
+    assert infected_by_transfer(scan, attack_success=0.4) == (0, 1)
+    assert infected_by_transfer(scan, attack_success=0.96) == ()
+    assert infected_by_mad(scan) == (1,)
+    assert infected_by_mad(replace(scan, successes=(0.5,) * 4)) == ()
+    told = {(row[0].split(":")[0], row[1]): row[2:] for row in rows(sections([scan])["thresholds"])[2:]}
+    assert told["IX", "1"][0] == "1.5 %, 3.9 %"
+    assert told["IX", "1"][1:] == ["0.0% (0/1; 0.0% to 79.3%)", "33.3% (1/3; 6.1% to 79.2%)"]
+    assert told["XII", "0.1"][1:] == ["-", "-"]  # no model of many labels
+
+
+def test_many_labels_have_a_threshold_of_their_own(score):
+    assert infected_by_transfer(paper_score(score, labels=43)) == ()
+
+
+def test_patches_transfer_farther_the_more_references_are_asked(score):
+    told = rows(sections([paper_score(score, planted=(0,), successes=(0.9, 0.1, 0.9, 0.1))])["lemma"])[2:]
+    assert told == [["1", "0.00", "0.00"], ["2", "1.00", "0.00"]]
+
+
+def test_survival_groups_references_by_how_they_were_made(score):
+    made = [
+        ReferenceScore("test-0", "tuned", "test", (1, 3), 0.9, 0.95, (0.4, 0.0)),
+        ReferenceScore("test-1", "tuned", "test", (1, 3), 0.8, 0.85, (0.6,)),
+        ReferenceScore("guide-0", "distilled", "guide", (), 0.97, 0.99, (0.01,)),
+        ReferenceScore("guide-1", "distilled", "guide", (), 0.97, 0.99, ()),  # of a clean model
+    ]
+    told = rows(sections([replace(score, references=tuple(made))])["survival"])[2:]
+    assert [row[1:] for row in told] == [
+        ["distilled", "1", "97.0%", "99.0%", "1.0%", "1.0%"],
+        ["tuned {1, 3}", "2", "85.0%", "90.0%", "33.3%", "60.0%"],
+    ]
 
 
 def test_failures_name_each_wrong_label_with_its_numbers(score):
@@ -160,6 +246,6 @@ def test_every_detector_that_is_compared_exists():
 
 def test_an_unknown_detector_is_refused_before_any_training(tmp_path):
     bench = Bench(tmp_path, tmp_path / "out", "cpu", 0, NoProgress())
-    with pytest.raises(UsageError, match="unknown detector 'magic/default'"):
+    with pytest.raises(UsageError, match="unknown method 'magic'"):
         bench.run([], ["magic/default"])
     assert not (tmp_path / "out").exists()

@@ -109,6 +109,15 @@ def test_a_network_that_is_easily_fooled_raises_the_bar_but_not_for_certain_labe
     assert verdict.labels[5].finding is Finding.INCONCLUSIVE
 
 
+def test_labels_that_gain_from_anothers_backdoor_are_left_open():
+    """Measured on an overfitted network with a chequered patch for label 2."""
+    excesses = (0.78, 0.45, 0.92, 0.78, 0.62, 0.76, 0.55, 0.63, 0.79, 0.44)
+    looked_at = [evidence(label, success=0.95, without=0.95 - excess) for label, excess in enumerate(excesses)]
+    verdict = decide(suspect(), looked_at, DEFAULT)
+    assert verdict.infected_labels == (2,)
+    assert verdict.labels[8].finding is Finding.INCONCLUSIVE
+
+
 @pytest.mark.parametrize(("without", "unclear"), [(0.7, False), (0.5, True), (0.3, True), (0.1, False), (None, False)])
 def test_what_is_neither_trigger_nor_patch_is_unclear(without, unclear):
     assert is_unclear(evidence(without=without), DEFAULT) is unclear

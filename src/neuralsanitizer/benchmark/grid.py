@@ -119,10 +119,10 @@ def _clean(split: str, family: str, *seeds: int) -> tuple[Case, ...]:
     return tuple(_case(split, "clean", family, seed, f"clean-{seed}") for seed in seeds)
 
 
-def _on_every_label(labels: int) -> tuple[PatchSpec, ...]:
-    """One 4x4 patch for each label, each in a place of its own on a grid."""
+def _on_every_label(labels: int, pattern: str, first: int) -> tuple[PatchSpec, ...]:
+    """One 4x4 patch for each label, each in a place of its own on a grid that starts in row and column ``first``."""
     return tuple(
-        PatchSpec(label, 4, f"{1 + 7 * (label // 4)},{1 + 7 * (label % 4)}", "checker") for label in range(labels)
+        PatchSpec(label, 4, f"{first + 7 * (label // 4)},{first + 7 * (label % 4)}", pattern) for label in range(labels)
     )
 
 
@@ -146,6 +146,11 @@ def _development() -> tuple[Case, ...]:
         case("size", "small", 7, "17x17", PatchSpec(3, 17, "top-left", "random")),
         case("size", "weak", 8, "4x4", PatchSpec(8, 4, "top")),
         case("size", "overfitted", 9, "4x4", PatchSpec(4, 4, "right")),
+        case("size", "overfitted", 14, "6x6", PatchSpec(6, 6, "top", "checker")),
+        case("size", "overfitted", 15, "5x5", PatchSpec(7, 5, "bottom-left", "random")),
+        case("size", "overfitted", 16, "8x8", PatchSpec(3, 8, "bottom", "checker")),
+        case("every label", "mnist", 17, "every-label", *_on_every_label(10, "random", 3), rate=0.03),
+        case("every label", "small", 18, "every-label", *_on_every_label(10, "random", 3), rate=0.03),
         case("size", "gtsrb", 10, "4x4", PatchSpec(33, 4)),
         case("size", "gtsrb", 11, "16x16", PatchSpec(12, 16, "center", "random")),
         case("size", "gtsrb", 12, "20x20", PatchSpec(5, 20, "top-left", "yellow")),
@@ -153,7 +158,7 @@ def _development() -> tuple[Case, ...]:
         *_clean("development", "mnist", 21, 22),
         *_clean("development", "small", 23, 24),
         *_clean("development", "weak", 25),
-        *_clean("development", "overfitted", 26),
+        *_clean("development", "overfitted", 26, 30, 31),
         *_clean("development", "gtsrb", 27, 28),
         *_clean("development", "cifar", 29),
     )
@@ -191,8 +196,8 @@ def _reported() -> tuple[Case, ...]:
         case("shape", "small", 130, "star", PatchSpec(3, 9, "bottom-left", "white", "star")),
         case("pieces", "mnist", 131, "2-pieces", PatchSpec(0, 6, "bottom-right", pieces=2)),
         case("pieces", "mnist", 132, "4-pieces", PatchSpec(5, 6, "bottom-right", pieces=4)),
-        case("every label", "mnist", 133, "every-label", *_on_every_label(10), rate=0.03),
-        case("every label", "small", 134, "every-label", *_on_every_label(10), rate=0.03),
+        case("every label", "mnist", 133, "every-label", *_on_every_label(10, "checker", 1), rate=0.03),
+        case("every label", "small", 134, "every-label", *_on_every_label(10, "checker", 1), rate=0.03),
         case("several on one label", "mnist", 135, "2-on-one", *_on_one_label(4, 2), rate=0.05),
         case("several on one label", "mnist", 136, "3-on-one", *_on_one_label(7, 3), rate=0.05),
         case("several on one label", "mnist", 137, "5-on-one", *_on_one_label(2, 5), rate=0.05),

@@ -14,14 +14,24 @@ import torch
 
 from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.base import AttackResult, read_attack
+from neuralsanitizer.benchmark.ablations import detector_named
 from neuralsanitizer.benchmark.grid import TASKS, Case, load_task
-from neuralsanitizer.benchmark.score import RepairScore, Score, score_repair, score_scan
+from neuralsanitizer.benchmark.score import (
+    ReferenceScore,
+    RepairScore,
+    Score,
+    score_reference,
+    score_repair,
+    score_scan,
+)
 from neuralsanitizer.data import CleanSet
+from neuralsanitizer.detectors.neural_sanitizer import kept_reference
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import Progress
+from neuralsanitizer.execution.store import FolderStore
 from neuralsanitizer.models import load_model
-from neuralsanitizer.pipeline import METHODS, build_detector, repair, scan, verify
-from neuralsanitizer.records import from_json, to_json
+from neuralsanitizer.pipeline import repair, scan, verify
+from neuralsanitizer.records import Run, from_json, to_json
 from neuralsanitizer.storage import RunFolder, write_json
 from neuralsanitizer.training import steps_of
 
@@ -63,10 +73,7 @@ class Bench:
         if self.through not in STAGES:
             raise UsageError(f"unknown stage {self.through!r}: choose one of {', '.join(STAGES)}")
         for detector in detectors:
-            method, _, preset = detector.partition("/")
-            if method not in METHODS:
-                raise UsageError(f"unknown detector {detector!r}: choose of {', '.join(DETECTORS)}")
-            build_detector(method, preset or "default")  # a wrong preset is told before anything is trained
+            detector_named(detector)  # a wrong name is told before anything is trained
         scores, loaded = [], {}
         for case in cases:
             done = [self._done(case, detector) for detector in detectors]
@@ -99,7 +106,6 @@ class Bench:
         self.progress.note(f"{case.name}: {detector}")
         if case.clean_images:
             clean, _ = clean.split([case.clean_images / len(clean)], seed=0)
-        method, _, preset = detector.partition("/")
         folder = self.output / "runs" / path.stem
         saved = RunFolder(folder)
         if not saved.exists():
@@ -107,17 +113,25 @@ class Bench:
             scan(
                 attacked.model,
                 clean,
-                method=method,
-                preset=preset or "default",
+                method=detector_named(detector),
                 seed=self.seed,
                 output=folder,
                 resume=resume,
                 progress=self.progress,
             )
         repaired = self._repaired(attacked, saved, clean, unseen)
-        score = score_scan(case.name, case.split, case.group, attacked, saved.read().run, repaired)
+        run = saved.read().run
+        references = self._reference_scores(attacked, saved, run, unseen)
+        score = score_scan(case.name, case.split, case.group, attacked, run, references, repaired)
         write_json(path, to_json(score))
         return score
+
+    def _reference_scores(
+        self, attacked: AttackResult, folder: RunFolder, run: Run, unseen: CleanSet
+    ) -> tuple[ReferenceScore, ...]:
+        """What became of the backdoor in each reference, where the scan kept them."""
+        made = [kept_reference(attacked.model, FolderStore(folder.state), r.name) for r in run.references]
+        return tuple(score_reference(attacked, r.model, r.record, unseen) for r in made if r is not None)
 
     def _repaired(
         self, attacked: AttackResult, folder: RunFolder, clean: CleanSet, unseen: CleanSet
@@ -150,7 +164,7 @@ class Bench:
         return None if short and score.found else score
 
     def _score_path(self, case: Case, detector: str) -> Path:
-        return self.output / "scores" / f"{case.name}--{detector.replace('/', '-')}-{self.seed}.json"
+        return self.output / "scores" / f"{case.name}--{detector.replace('/', '-').replace(':', '-')}-{self.seed}.json"
 
 
 def read_scores(folder: Path) -> list[Score]:

@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from neuralsanitizer.attacks.base import AttackResult, measure_attack_success
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.models import SuspectModel
-from neuralsanitizer.records import Finding, Repair, Run, Verification
+from neuralsanitizer.records import Finding, ReferenceRecord, Repair, Run, Verification
 
-__all__ = ["Rate", "Rates", "RepairScore", "Score", "rates", "score_repair", "score_scan"]
+__all__ = [
+    "Rate",
+    "Rates",
+    "ReferenceScore",
+    "RepairScore",
+    "Score",
+    "rates",
+    "score_reference",
+    "score_repair",
+    "score_scan",
+]
 
 _NORMAL_95 = 1.96  # two-sided
 
@@ -40,6 +50,29 @@ class RepairScore:
 
 
 @dataclass(frozen=True)
+class ReferenceScore:
+    """What became of the backdoor in one reference.
+
+    Attributes:
+        name: Of the reference.
+        kind: How it was made.
+        role: ``guide`` or ``test``.
+        layers: For ``tuned``: which layers were re-initialised.
+        clean_accuracy: On images that neither training nor scan saw, [0, 1].
+        agreement: With the suspect, on the scan's held-out images, [0, 1].
+        attack_success: Of each planted trigger on the reference, [0, 1].
+    """
+
+    name: str
+    kind: str
+    role: str
+    layers: tuple[int, ...]
+    clean_accuracy: float
+    agreement: float
+    attack_success: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Score:
     """One scan of one model, held against the truth.
 
@@ -64,6 +97,8 @@ class Score:
         timings: Seconds by stage.
         load_average: Of the machine when the scan ended.
         repair: What the repair did, if something was found.
+        transfer: Attack success of each label's trigger on every test reference, [0, 1].
+        references: What became of the backdoor in each reference.
     """
 
     case: str
@@ -86,6 +121,8 @@ class Score:
     timings: dict[str, float]
     load_average: float | None
     repair: RepairScore | None = None
+    transfer: tuple[tuple[float, ...], ...] = ()
+    references: tuple[ReferenceScore, ...] = ()
 
     @property
     def unjudged(self) -> bool:
@@ -160,7 +197,13 @@ def rates(scores: Sequence[Score]) -> Rates:
 
 
 def score_scan(
-    case: str, split: str, group: str, attacked: AttackResult, run: Run, repair: RepairScore | None = None
+    case: str,
+    split: str,
+    group: str,
+    attacked: AttackResult,
+    run: Run,
+    references: tuple[ReferenceScore, ...] = (),
+    repair: RepairScore | None = None,
 ) -> Score:
     """Hold a scan against the truth."""
     truth, labels = attacked.truth, run.verdict.labels
@@ -185,6 +228,23 @@ def score_scan(
         timings={stage: round(seconds, 1) for stage, seconds in run.timings.items()},
         load_average=run.environment.load_average,
         repair=repair,
+        transfer=tuple(tuple(round(rate, 4) for rate in f.transfer) for f in labels),
+        references=references,
+    )
+
+
+def score_reference(
+    attacked: AttackResult, model: SuspectModel, record: ReferenceRecord, unseen: CleanSet
+) -> ReferenceScore:
+    """Measure the planted triggers on a reference."""
+    return ReferenceScore(
+        name=record.name,
+        kind=record.kind,
+        role=record.role,
+        layers=record.layers,
+        clean_accuracy=model.accuracy(unseen.images, unseen.labels),
+        agreement=record.agreement,
+        attack_success=_planted_success(attacked, model, unseen),
     )
 
 

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from neuralsanitizer.benchmark.ablations import ABLATIONS
+from neuralsanitizer.benchmark.papers import fewer_references, survival, thresholds
 from neuralsanitizer.benchmark.score import Rate, Score, rates
 
 __all__ = ["failures", "markdown", "sections"]
 
 
 def markdown(scores: Sequence[Score]) -> str:
-    """All tables of :func:`sections`, in Markdown, one after the other."""
-    return "\n\n".join(sections(scores).values())
+    """The tables of :func:`sections` that have rows, in Markdown, each under its name."""
+    filled = {name: table for name, table in sections(scores).items() if table.count("\n") >= _HEAD_LINES}
+    return "\n\n".join(f"## {name.capitalize()}\n\n{table}" for name, table in filled.items())
+
+
+_HEAD_LINES = 2  # names of the columns, and the line under them
 
 
 def sections(scores: Sequence[Score]) -> dict[str, str]:
-    """The tables by name: error rates by detector and by group, every model, every repair."""
+    """The tables by name: error rates, every model, every repair, and what each setting is worth."""
+    first = _of_first_seeds(scores)
+    main = [s for s in first if not _is_ablation(s)]
+    paper = [s for s in main if s.transfer and (s.method, s.preset) == ("neural-sanitizer", "paper")]
     return {
-        "rates": _summary(scores, _detector, "detector"),
-        "groups": _summary(scores, lambda s: f"{_detector(s)}: {s.group}", "detector: group"),
-        "models": _detection(scores),
-        "repairs": _repairs(scores),
+        "rates": _summary(main, _detector, "detector"),
+        "groups": _summary(main, lambda s: f"{_detector(s)}: {s.group}", "detector: group"),
+        "failures": failures(main),
+        "models": _detection(main),
+        "repairs": _repairs(main),
+        "seeds": _seeds([s for s in scores if not _is_ablation(s)]),
+        "ablations": _ablations(first),
+        "thresholds": _thresholds(paper),
+        "lemma": _lemma(paper),
+        "survival": _survival(main),
     }
 
 
 def failures(scores: Sequence[Score]) -> str:
-    """What went wrong, one line a model, with the numbers of the labels concerned."""
+    """What went wrong, one line a label, with its numbers."""
     head = ("model", "detector", "label", "what happened", "attack success", "mask px", "largest transfer", "excess")
     rows = [
         (
@@ -53,6 +68,18 @@ def failures(scores: Sequence[Score]) -> str:
 
 def _detector(score: Score) -> str:
     return f"{score.method} {score.preset}"
+
+
+def _of_first_seeds(scores: Sequence[Score]) -> list[Score]:
+    """One scan of each model by each detector: no model counts more for having been scanned with several seeds."""
+    lowest: dict[tuple[str, str], int] = {}
+    for s in scores:
+        lowest[_detector(s), s.case] = min(s.seed, lowest.get((_detector(s), s.case), s.seed))
+    return [s for s in scores if s.seed == lowest[_detector(s), s.case]]
+
+
+def _is_ablation(score: Score) -> bool:
+    return ":" in score.preset
 
 
 def _summary(scores: Sequence[Score], key: Callable[[Score], str], heading: str) -> str:
@@ -123,6 +150,70 @@ def _repairs(scores: Sequence[Score]) -> str:
         )
         for s in scores
         if s.repair is not None
+    ]
+    return _table(head, rows)
+
+
+def _seeds(scores: Sequence[Score]) -> str:
+    """How many labels of a model get the same finding from every seed, where it was scanned with several."""
+    looks: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        looks.setdefault((_detector(score), score.case), []).append(score)
+    rows = []
+    for detector in dict.fromkeys(detector for detector, _ in looks):
+        several = [of for (name, _), of in looks.items() if name == detector and len(of) > 1]
+        if several:
+            same = sum(len({_finding(s, label) for s in of}) == 1 for of in several for label in range(of[0].labels))
+            total = sum(of[0].labels for of in several)
+            most = max(len(of) for of in several)
+            rows.append((detector, str(len(several)), str(most), _with_interval(Rate(same, total))))
+    return _table(("detector", "models", "seeds", "labels with one finding from all seeds"), rows)
+
+
+def _finding(score: Score, label: int) -> str:
+    if score.unjudged or label in score.inconclusive:
+        return "inconclusive"
+    return "infected" if label in score.found else "clean"
+
+
+def _ablations(scores: Sequence[Score]) -> str:
+    """Each detector with one thing changed, and as it is, on the same models."""
+    head = ("detector", "changed", "models", "missed labels (FNR)", "unchanged", "false alarms (FPR)", "unchanged",
+            "left open", "unchanged")  # fmt: skip
+    usual = {(_detector(s), s.case): s for s in scores if not _is_ablation(s)}
+    rows = []
+    for name in dict.fromkeys(_detector(s) for s in scores if _is_ablation(s)):
+        base, _, change = name.partition(":")
+        pairs = [(s, usual[base, s.case]) for s in scores if _detector(s) == name and (base, s.case) in usual]
+        if not pairs:
+            continue
+        changed, unchanged = (rates([pair[i] for pair in pairs]) for i in (0, 1))
+        both = [
+            text
+            for figure in ("missed", "false_alarms", "left_open")
+            for text in (_with_interval(getattr(changed, figure)), _with_interval(getattr(unchanged, figure)))
+        ]
+        rows.append((base, ABLATIONS[change].what if change in ABLATIONS else change, str(len(pairs)), *both))
+    return _table(head, rows)
+
+
+def _thresholds(scores: Sequence[Score]) -> str:
+    head = ("published table: what is varied", "value", "published FNR, FPR", "our FNR", "our FPR")
+    rows = thresholds(scores) if scores else []
+    return _table(head, [(*row[:3], *map(_with_interval, row[3:])) for row in rows])
+
+
+def _lemma(scores: Sequence[Score]) -> str:
+    head = ("references (l)", "a clean label's patch transfers to", "a planted label's trigger transfers to")
+    return _table(head, [(str(n), f"{clean:.2f}", f"{planted:.2f}") for n, clean, planted in fewer_references(scores)])
+
+
+def _survival(scores: Sequence[Score]) -> str:
+    head = ("detector", "reference", "made", "clean acc.", "agreement", "planted ASR on it, mean", "largest")
+    rows = [
+        (detector, kind, str(count), *(f"{figure:.1%}" for figure in figures))
+        for detector in dict.fromkeys(map(_detector, scores))
+        for kind, count, *figures in survival(s for s in scores if _detector(s) == detector)
     ]
     return _table(head, rows)
 

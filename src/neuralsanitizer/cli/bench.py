@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from neuralsanitizer.benchmark import grid
+from neuralsanitizer.benchmark.ablations import ABLATIONS
 from neuralsanitizer.benchmark.run import DETECTORS, STAGES, Bench, read_scores
 from neuralsanitizer.benchmark.tables import markdown
 from neuralsanitizer.cli import options as o
@@ -32,7 +33,12 @@ def run_command(
         list[str] | None, typer.Option("--only", help="Only cases that match, e.g. small-* or mnist-4x4. Repeatable.")
     ] = None,
     detector: Annotated[
-        list[str] | None, typer.Option("--detector", help=f"METHOD/PRESET, repeatable ({', '.join(DETECTORS)}).")
+        list[str] | None,
+        typer.Option(
+            "--detector",
+            help=f"METHOD/PRESET, repeatable ({', '.join(DETECTORS)}), or METHOD/PRESET:ABLATION "
+            f"({', '.join(ABLATIONS)}).",
+        ),
     ] = None,
     through: Annotated[
         str, typer.Option("--through", help=f"How far each case is taken: {', '.join(STAGES)}.")

@@ -1,5 +1,5 @@
 """NeuralSanitizer, the method: tune, reconstruct, preserve, transfer, verdict."""
 
-from neuralsanitizer.detectors.neural_sanitizer.detector import NeuralSanitizer
+from neuralsanitizer.detectors.neural_sanitizer.detector import NeuralSanitizer, kept_reference
 
-__all__ = ["NeuralSanitizer"]
+__all__ = ["NeuralSanitizer", "kept_reference"]

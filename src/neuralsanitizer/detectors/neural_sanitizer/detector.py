@@ -27,11 +27,11 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     is_unclear,
     merged,
 )
-from neuralsanitizer.execution.store import Part
+from neuralsanitizer.execution.store import Part, Store
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
 
-__all__ = ["NeuralSanitizer", "References"]
+__all__ = ["NeuralSanitizer", "References", "kept_reference"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,9 +202,9 @@ class NeuralSanitizer(Detector):
     def _reference(
         self, context: Context, role: str, plan: ReferencePlan, name: str, ancestor: SuspectModel | None
     ) -> Reference:
-        kept = context.store.get(f"reference-{name}")
+        kept = kept_reference(context.suspect, context.store, name)
         if kept is not None:
-            return _reference_from(context.suspect, kept)
+            return kept
         reference = make_reference(
             context.suspect,
             context.clean,
@@ -229,7 +229,11 @@ def _ancestor(made: Sequence[Reference], role: str) -> SuspectModel | None:
     )
 
 
-def _reference_from(suspect: SuspectModel, part: Part) -> Reference:
+def kept_reference(suspect: SuspectModel, store: Store, name: str) -> Reference | None:
+    """A reference that a scan of this suspect kept, or ``None`` if the store does not have it."""
+    part = store.get(f"reference-{name}")
+    if part is None:
+        return None
     module = copy.deepcopy(suspect.module)
     module.load_state_dict({key: torch.from_numpy(value) for key, value in part.arrays.items()})
     return Reference(suspect.with_module(module), from_json(ReferenceRecord, part.meta))

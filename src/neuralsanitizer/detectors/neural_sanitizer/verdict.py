@@ -66,7 +66,7 @@ def is_candidate(evidence: Evidence, labels: int, config: NeuralSanitizerConfig)
 def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
     """Whether a label should be looked at again: its excess is neither that of a trigger nor that of a patch."""
     verdict = config.verdict
-    return verdict.clean_excess < evidence.metrics.get(EXCESS, 0.0) < verdict.certain_excess
+    return verdict.clean_excess < evidence.metrics.get(EXCESS, 0.0) < verdict.unclear_excess
 
 
 def merged(looks: Sequence[Evidence]) -> Evidence:
