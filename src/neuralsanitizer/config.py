@@ -223,10 +223,15 @@ class VerdictConfig:
     certain_excess: float = 0.85
     """From this excess on a label is infected whatever the others have: all of them may be. Measured (``bench run
     --split development --only 'dev-overfitted-*'``): a texture planted in a network that learnt 1,500 images by heart
-    makes it easier to send to other labels too, with an excess of up to 0.79; the planted label's was 0.92."""
+    makes it easier to send to other labels too, with an excess of up to 0.91 and masks of 37 pixels and more."""
+    certain_excess_of_small: float = 0.75
+    """The same of a label whose mask is small. Measured (``--only 'dev-*-every-label'``): with all labels infected the
+    excess is 0.85 and more, the masks 2 to 14 pixels."""
+    small_mask: float = 0.03
+    """Largest share of the picture that a small mask covers (measured likewise)."""
     outlier: float = 3.0
-    """Below ``certain_excess``, how far an infected label's excess lies over the median of all labels, in robust
-    standard deviations: a network that is easily fooled exceeds its references on every label (measured likewise)."""
+    """Of a label that is not certain, how far its excess lies over the median of the other labels, in robust standard
+    deviations: a network that is easily fooled exceeds its references on every label (measured likewise)."""
     restarts: int = 2
     """How often a label is examined again, with other starts and the references in other roles, whose excess is within
     ``clean_excess`` and ``unclear_excess``; the mean of all counts (measured likewise)."""

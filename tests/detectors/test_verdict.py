@@ -110,12 +110,29 @@ def test_a_network_that_is_easily_fooled_raises_the_bar_but_not_for_certain_labe
 
 
 def test_labels_that_gain_from_anothers_backdoor_are_left_open():
-    """Measured on an overfitted network with a chequered patch for label 2."""
+    """Measured on an overfitted network with a chequered patch for label 2: the others' masks are not small."""
     excesses = (0.78, 0.45, 0.92, 0.78, 0.62, 0.76, 0.55, 0.63, 0.79, 0.44)
-    looked_at = [evidence(label, success=0.95, without=0.95 - excess) for label, excess in enumerate(excesses)]
+    looked_at = [evidence(i, size=50.0, success=0.95, without=0.95 - excess) for i, excess in enumerate(excesses)]
     verdict = decide(suspect(), looked_at, DEFAULT)
     assert verdict.infected_labels == (2,)
     assert verdict.labels[8].finding is Finding.INCONCLUSIVE
+
+
+def test_small_masks_are_certain_sooner_because_all_labels_may_be_infected():
+    several = [evidence(label, size=6.0, success=0.95, without=0.15) for label in range(10)]
+    assert decide(suspect(), several, DEFAULT).infected_labels == tuple(range(10))
+    large = [evidence(label, size=60.0, success=0.95, without=0.15 - label / 1000) for label in range(10)]
+    assert decide(suspect(), large, DEFAULT).infected_labels == ()
+
+
+def test_a_label_does_not_raise_the_bar_for_itself():
+    """Measured on a 14x14 patch: one label of ten exceeds clean models by 0.68, four had nothing to compare."""
+    excesses = (None, 0.33, 0.33, None, 0.14, None, None, 0.11, 0.22, 0.68)
+    looked_at = [
+        evidence(i, size=90.0, success=0.94, without=0.94 - excess) if excess else evidence(i, success=0.3, without=None)
+        for i, excess in enumerate(excesses)
+    ]
+    assert decide(suspect(), looked_at, DEFAULT).infected_labels == (9,)
 
 
 @pytest.mark.parametrize(("without", "unclear"), [(0.7, False), (0.5, True), (0.3, True), (0.1, False), (None, False)])

@@ -37,9 +37,11 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
         config: Thresholds.
     """
     _, height, width = suspect.input_shape
-    usual = _usual(evidence, config.verdict)
+    excesses = [e.metrics.get(EXCESS, 0.0) for e in evidence]  # where nothing was compared, clean models do as well
     findings = []
-    for one in evidence:
+    for place, one in enumerate(evidence):
+        certain = _certain(one, height * width, config.verdict)
+        usual = min(certain, _usual(excesses[:place] + excesses[place + 1 :], config.verdict))
         finding, reason = _judge_label(one, usual, suspect.labels, height * width, config)
         findings.append(
             LabelFinding(
@@ -89,13 +91,18 @@ def merged(looks: Sequence[Evidence]) -> Evidence:
     return replace(kept, metrics=metrics)
 
 
-def _usual(evidence: Sequence[Evidence], config: VerdictConfig) -> float:
-    """The excess that this model's labels do not surpass by chance: median and ``outlier`` robust deviations."""
-    excesses = [e.metrics[EXCESS] for e in evidence if EXCESS in e.metrics]
-    if len(excesses) < _LEAST_COMPARED:
+def _usual(others: Sequence[float], config: VerdictConfig) -> float:
+    """The excess that this model's other labels do not surpass by chance: median and ``outlier`` robust deviations."""
+    if len(others) < _LEAST_COMPARED:
         return 0.0
-    middle = median(excesses)
-    return middle + config.outlier * _CONSISTENCY * median(abs(x - middle) for x in excesses)
+    middle = median(others)
+    return middle + config.outlier * _CONSISTENCY * median(abs(x - middle) for x in others)
+
+
+def _certain(one: Evidence, pixels: int, config: VerdictConfig) -> float:
+    """The excess from which on a label is infected, whatever the others have."""
+    small = one.trigger.size <= config.small_mask * pixels
+    return config.certain_excess_of_small if small else config.certain_excess
 
 
 _LEAST_COMPARED = 5  # a median of fewer labels says nothing of the model
@@ -117,7 +124,7 @@ def _judge_label(
         return Finding.INFECTED, works
     without, excess = one.metrics[CLEAN_SUCCESS], one.metrics[EXCESS]
     compared = f"the best pattern in its place sends {without:.0%} there on models without a backdoor"
-    if excess >= verdict.certain_excess or excess >= max(verdict.infected_excess, usual):
+    if excess >= max(verdict.infected_excess, usual):
         return Finding.INFECTED, f"{works}; {compared}"
     if excess > max(verdict.clean_excess, min(usual, verdict.infected_excess)):
         return Finding.INCONCLUSIVE, f"{works}; {compared}: too close to tell"
@@ -129,9 +136,9 @@ def _confidence(finding: Finding, one: Evidence, usual: float, config: VerdictCo
     if EXCESS not in one.metrics or finding is Finding.INCONCLUSIVE:
         return None
     excess = one.metrics[EXCESS]
-    threshold = min(config.certain_excess, max(config.infected_excess, usual))
+    threshold = max(config.infected_excess, usual)
     if finding is Finding.INFECTED:
-        sure = max(config.certain_excess, threshold + _MARGIN)
+        sure = max(config.certain_excess_of_small, threshold + _MARGIN)
         return 0.5 + 0.5 * min(1.0, (excess - threshold) / (sure - threshold))
     return 0.5 + 0.5 * min(1.0, max(0.0, (threshold - excess) / threshold))
 
