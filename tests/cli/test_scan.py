@@ -219,10 +219,17 @@ def test_a_network_of_the_users_own_is_scanned(files, scanned):
     assert "give it again" in refused.stderr
 
 
+@pytest.mark.usefixtures("modules")
+def test_a_users_network_is_fed_with_images_of_the_clean_sets_shape(files):
+    outcome = run("scan", files.attacked, "--model-def", "mynets:Net", "--data", files.clean, "--preset", "tiny",
+                  "--mean", 0.5, "--std", 1, "--range", 0, 1, "--format", "json")  # fmt: skip
+    assert outcome.json["model"]["input_shape"] == [1, 28, 28]
+    assert "images of shape 1,28,28 as in the clean set (say otherwise with --input-shape)" in outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("definition", "options", "code", "reason"),
     [
-        ("mynets:Net", (), 2, "needs --input-shape"),
         ("mynets", ("--input-shape", "1,28,28"), 2, "takes package.module:function"),
         ("nowhere:Net", ("--input-shape", "1,28,28"), 2, "No module named 'nowhere'"),
         ("mynets:Nothing", ("--input-shape", "1,28,28"), 2, "no attribute 'Nothing'"),

@@ -129,7 +129,9 @@ def test_a_label_does_not_raise_the_bar_for_itself():
     """Measured on a 14x14 patch: one label of ten exceeds clean models by 0.68, four had nothing to compare."""
     excesses = (None, 0.33, 0.33, None, 0.14, None, None, 0.11, 0.22, 0.68)
     looked_at = [
-        evidence(i, size=90.0, success=0.94, without=0.94 - excess) if excess else evidence(i, success=0.3, without=None)
+        evidence(i, size=90.0, success=0.94, without=0.94 - excess)
+        if excess
+        else evidence(i, success=0.3, without=None)
         for i, excess in enumerate(excesses)
     ]
     assert decide(suspect(), looked_at, DEFAULT).infected_labels == (9,)

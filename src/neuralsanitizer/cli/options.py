@@ -48,7 +48,8 @@ DataOption = Annotated[
     typer.Option("--data", help="Clean set: npz, image folder, IDX files, or mnist5k (bundled digits)."),
 ]
 ShapeOption = Annotated[
-    str | None, typer.Option("--input-shape", help="CHANNELS,HEIGHT,WIDTH; needed with --model-def.")
+    str | None,
+    typer.Option("--input-shape", help="CHANNELS,HEIGHT,WIDTH (default: what fits the weights, or the data)."),
 ]
 MeanOption = Annotated[str | None, typer.Option("--mean", help="One value a channel, in the units of --range.")]
 StdOption = Annotated[str | None, typer.Option("--std", help="One value a channel, in the units of --range.")]
@@ -129,6 +130,15 @@ def clean_set_for(
         limit=limit,
         seed=seed,
     )
+
+
+def shape_of(source: str) -> str:
+    """The shape of a clean set's images as ``--input-shape`` takes it: what a network of the user's own is fed with.
+
+    Raises:
+        DataError: It cannot be read, or its images differ in size.
+    """
+    return ",".join(map(str, load_clean_set(source).images.shape[1:]))
 
 
 def _read_names(path: Path | None) -> tuple[str, ...] | None:
