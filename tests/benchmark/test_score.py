@@ -193,10 +193,10 @@ def test_patches_transfer_farther_the_more_references_are_asked(score):
 
 def test_survival_groups_references_by_how_they_were_made(score):
     made = [
-        ReferenceScore("test-0", "tuned", "test", (1, 3), 0.9, 0.95, (0.4, 0.0)),
-        ReferenceScore("test-1", "tuned", "test", (1, 3), 0.8, 0.85, (0.6,)),
-        ReferenceScore("guide-0", "distilled", "guide", (), 0.97, 0.99, (0.01,)),
-        ReferenceScore("guide-1", "distilled", "guide", (), 0.97, 0.99, ()),  # of a clean model
+        ReferenceScore("tuned", (1, 3), 0.9, 0.95, (0.4, 0.0)),
+        ReferenceScore("tuned", (1, 3), 0.8, 0.85, (0.6,)),
+        ReferenceScore("distilled", (), 0.97, 0.99, (0.01,)),
+        ReferenceScore("distilled", (), 0.97, 0.99, ()),  # of a clean model
     ]
     told = rows(sections([replace(score, references=tuple(made))])["survival"])[2:]
     assert [row[1:] for row in told] == [

@@ -227,6 +227,16 @@ def test_a_users_network_is_fed_with_images_of_the_clean_sets_shape(files):
     assert "images of shape 1,28,28 as in the clean set" in " ".join(outcome.stderr.split())
 
 
+@pytest.mark.usefixtures("modules")
+def test_the_clean_sets_shape_is_read_in_the_range_that_was_stated(files, tmp_path):
+    with np.load(files.clean) as clean:
+        pixels = clean["x"].astype(np.float32)
+        np.savez(tmp_path / "signed.npz", x=pixels / pixels.max() * 6 - 3, y=clean["y"])
+    outcome = run("scan", files.attacked, "--model-def", "mynets:Net", "--data", "signed.npz", "--preset", "tiny",
+                  "--mean", 0, "--std", 6, "--range", -3, 3, "--format", "json")  # fmt: skip
+    assert outcome.json["model"]["input_shape"] == [1, 28, 28]
+
+
 @pytest.mark.parametrize(
     ("definition", "options", "code", "reason"),
     [

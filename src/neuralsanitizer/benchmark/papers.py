@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from neuralsanitizer.benchmark.score import Rate, ReferenceScore, Score
-from neuralsanitizer.config import PAPER
+from neuralsanitizer.config import PAPER, NeuralCleanseConfig
 from neuralsanitizer.functional import anomaly_indices
 
 __all__ = ["PUBLISHED", "fewer_references", "infected_by_mad", "infected_by_transfer", "survival", "thresholds"]
@@ -23,8 +23,6 @@ PUBLISHED: dict[str, dict[float, tuple[float, float]]] = {
     "XII": {0.1: (5.2, 0.05), 0.15: (4.9, 0.07), 0.2: (2.4, 0.08), 0.25: (1.9, 1.0), 0.3: (1.5, 1.1)},
 }
 """NeuralSanitizer's tables: FNR and FPR in percent, by the value of what is varied."""
-
-_MAD_THRESHOLD = 2.0  # Neural Cleanse's
 
 
 def infected_by_transfer(
@@ -62,7 +60,7 @@ def infected_by_mad(score: Score) -> tuple[int, ...]:
     return tuple(
         label
         for label, (index, success) in enumerate(zip(indices, score.successes, strict=True))
-        if index > _MAD_THRESHOLD and success >= least
+        if index > NeuralCleanseConfig().threshold and success >= least
     )
 
 

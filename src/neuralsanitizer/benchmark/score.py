@@ -54,18 +54,14 @@ class ReferenceScore:
     """What became of the backdoor in one reference.
 
     Attributes:
-        name: Of the reference.
         kind: How it was made.
-        role: ``guide`` or ``test``.
         layers: For ``tuned``: which layers were re-initialised.
         clean_accuracy: On images that neither training nor scan saw, [0, 1].
         agreement: With the suspect, on the scan's held-out images, [0, 1].
         attack_success: Of each planted trigger on the reference, [0, 1].
     """
 
-    name: str
     kind: str
-    role: str
     layers: tuple[int, ...]
     clean_accuracy: float
     agreement: float
@@ -238,9 +234,7 @@ def score_reference(
 ) -> ReferenceScore:
     """Measure the planted triggers on a reference."""
     return ReferenceScore(
-        name=record.name,
         kind=record.kind,
-        role=record.role,
         layers=record.layers,
         clean_accuracy=model.accuracy(unseen.images, unseen.labels),
         agreement=record.agreement,

@@ -132,13 +132,13 @@ def clean_set_for(
     )
 
 
-def shape_of(source: str) -> str:
+def shape_of(source: str, pixel_range: tuple[float, float] | None) -> str:
     """The shape of a clean set's images as ``--input-shape`` takes it: what a network of the user's own is fed with.
 
     Raises:
         DataError: It cannot be read, or its images differ in size.
     """
-    return ",".join(map(str, load_clean_set(source).images.shape[1:]))
+    return ",".join(map(str, load_clean_set(source, pixel_range=pixel_range).images.shape[1:]))
 
 
 def _read_names(path: Path | None) -> tuple[str, ...] | None:

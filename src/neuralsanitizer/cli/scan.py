@@ -54,7 +54,7 @@ def scan_command(
     if resume and output is None:
         raise UsageError("--resume needs the run folder of the interrupted scan: --output DIR")
     if model_def is not None and input_shape is None:
-        input_shape = o.shape_of(data)
+        input_shape = o.shape_of(data, pixel_range)
         stderr().print(f"note: images of shape {input_shape} as in the clean set (say otherwise with --input-shape)")
     suspect = o.open_model(
         model,
