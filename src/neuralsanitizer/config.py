@@ -109,6 +109,11 @@ class ReferenceConfig:
     """Share of the clean images that are not held out on which a reference names the suspect's label, to be done."""
     largest_shift: float = 0.08
     """Distillation inputs are shifted by up to this share of the edge (measured)."""
+    corrected: bool = True
+    """Whether a distilled reference learns the true labels of a mixture that the suspect gives a label of neither
+    ingredient. Measured on ``dev-gtsrb-13x13``, whose suspect does so with a quarter of the mixtures: uncorrected, the
+    first reference keeps the planted trigger (47 % attack success, corrected 0.0 %), and names 93.2 % of the held-out
+    images rightly (corrected 97.8 %)."""
     attempts: int = 2
     """How often a reference that came out unusable is made, each time from other weights."""
     least_agreement: float = 0.7

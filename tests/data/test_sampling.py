@@ -46,15 +46,27 @@ def test_seeds_differ_by_part_and_not_by_process():
 
 
 def test_mixed_images_stay_in_range_and_follow_from_the_generator():
-    images = torch.rand(10, 3, 8, 8)
-    mixed = mixed_images(images, generator(3), 0.1)
+    images, targets = torch.rand(10, 3, 8, 8), torch.eye(10)
+    mixed, truth = mixed_images(images, targets, generator(3), 0.1)
     assert mixed.shape == images.shape
     assert 0 <= float(mixed.min()) <= float(mixed.max()) <= 1
-    assert torch.equal(mixed, mixed_images(images, generator(3), 0.1))
-    assert not torch.equal(mixed, mixed_images(images, generator(4), 0.1))
+    assert torch.equal(mixed, mixed_images(images, targets, generator(3), 0.1)[0])
+    assert not torch.equal(mixed, mixed_images(images, targets, generator(4), 0.1)[0])
+    assert torch.allclose(truth.sum(dim=1), torch.ones(10))
+
+
+def test_targets_are_mixed_as_the_images_are():
+    shades = torch.linspace(0.1, 0.6, 6)
+    mixed, truth = mixed_images(shades.view(6, 1, 1, 1).expand(6, 1, 8, 8), torch.eye(6), generator(), 0.0)
+    brightness = mixed[:, 0, 4, 4] / (truth @ shades)
+    assert torch.allclose(brightness, brightness.clamp(0.8, 1.2))
+    assert float(truth.max(dim=1).values.min()) >= 0.5
+    assert float(truth.max(dim=1).values.min()) < 1
 
 
 def test_without_mixing_and_shift_only_the_brightness_changes():
     images = torch.rand(6, 1, 8, 8) * 0.5 + 0.2
-    ratio = mixed_images(images, generator(), 0.0, mixing=0.0) / images
+    mixed, truth = mixed_images(images, torch.eye(6), generator(), 0.0, mixing=0.0)
+    ratio = mixed / images
+    assert torch.equal(truth, torch.eye(6))
     assert torch.allclose(ratio, ratio[:, :, :1, :1].expand_as(ratio), atol=1e-3)

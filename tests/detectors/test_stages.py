@@ -1,5 +1,6 @@
 """The stages of NeuralSanitizer, one by one, on a small attacked network."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -32,10 +33,10 @@ SHORT = ReferenceConfig(fresh_cycles=(60,), frozen_steps=20, frozen_steps_many=3
 
 @pytest.fixture(scope="module")
 def make(attacked, clean):
-    def made(plan, ancestor=None, **changes):
+    def made(plan, ancestor=None, suspect=attacked.model, **changes):
         held_out, work = clean.split([0.2], 0)
         return make_reference(
-            attacked.model,
+            suspect,
             work,
             held_out,
             plan=plan,
@@ -74,6 +75,19 @@ def test_a_derived_reference_is_another_network_than_its_ancestor_and_as_clean(a
     untrained = make(ReferencePlan("derived"), ancestor=distilled.model, derived_cycles=(), inherited=1.0)
     for one, other in zip(untrained.model.module.parameters(), distilled.model.module.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_what_a_suspect_says_against_the_labels_is_not_learnt(make, attacked):
+    liar = attacked.model.with_module(copy.deepcopy(attacked.model.module))
+    last = [layer for layer in liar.module.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.copy_(last.weight.roll(1, 0))
+        last.bias.copy_(last.bias.roll(1, 0))
+    plan = ReferencePlan("distilled")
+    believing, doubting = (make(plan, suspect=liar, least_agreement=0.0, corrected=c).record for c in (False, True))
+    assert believing.agreement > 0.8
+    assert believing.clean_accuracy < 0.2
+    assert doubting.clean_accuracy > 0.8
 
 
 def test_without_an_ancestor_a_derived_reference_is_distilled(make):

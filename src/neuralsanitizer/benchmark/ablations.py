@@ -62,6 +62,11 @@ ABLATIONS = {
         ),
         Ablation("tuned-references", "references tuned as published, instead of distilled", _tuned),
         Ablation(
+            "uncorrected",
+            "references learn all that the suspect says of mixtures",
+            lambda c: replace(c, references=replace(c.references, corrected=False)),
+        ),
+        Ablation(
             "closed-start",
             "the mask starts closed",
             lambda c: replace(c, reconstruct=replace(c.reconstruct, start=0.0)),

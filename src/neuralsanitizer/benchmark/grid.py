@@ -151,9 +151,14 @@ def _development() -> tuple[Case, ...]:
         case("size", "overfitted", 16, "8x8", PatchSpec(3, 8, "bottom", "checker")),
         case("every label", "mnist", 17, "every-label", *_on_every_label(10, "random", 3), rate=0.03),
         case("every label", "small", 18, "every-label", *_on_every_label(10, "random", 3), rate=0.03),
+        case("several on one label", "mnist", 19, "4-on-one", *_with_checkers(8), rate=0.05),
+        case("several on one label", "small", 20, "4-on-one", *_with_checkers(1), rate=0.05),
+        case("several on one label", "overfitted", 33, "4-on-one", *_with_checkers(5), rate=0.05),
+        case("pieces", "mnist", 32, "4-pieces", PatchSpec(3, 6, "top-left", pieces=4)),
         case("size", "gtsrb", 10, "4x4", PatchSpec(33, 4)),
         case("size", "gtsrb", 11, "16x16", PatchSpec(12, 16, "center", "random")),
         case("size", "gtsrb", 12, "20x20", PatchSpec(5, 20, "top-left", "yellow")),
+        case("size", "gtsrb", 34, "13x13", PatchSpec(26, 13, "top-right")),
         case("size", "cifar", 13, "4x4", PatchSpec(3, 4, "bottom-left")),
         *_clean("development", "mnist", 21, 22),
         *_clean("development", "small", 23, 24),
@@ -234,6 +239,16 @@ def _on_one_label(target: int, count: int) -> tuple[PatchSpec, ...]:
     places = (("bottom-right", "white"), ("top-left", "white"), ("top-right", "checker"), ("bottom-left", "white"),
               ("top", "checker"))  # fmt: skip
     return tuple(PatchSpec(target, 4, place, pattern) for place, pattern in places[:count])
+
+
+def _with_checkers(target: int) -> tuple[PatchSpec, ...]:
+    """Four small patches for one label, two of them textures that networks can be sent to other labels with."""
+    return (
+        PatchSpec(target, 4, "center", "checker"),
+        PatchSpec(target, 5, "left", "checker"),
+        PatchSpec(target, 4, "top-right"),
+        PatchSpec(target, 4, "bottom", "random"),
+    )
 
 
 CASES = _development() + _reported()

@@ -63,26 +63,28 @@ class LabelSampler:
         return self._order[self._starts[drawn] + within]
 
 
-def mixed_images(images: Tensor, generator: Generator, largest_shift: float, mixing: float = 0.5) -> Tensor:
+def mixed_images(
+    images: Tensor, targets: Tensor, generator: Generator, largest_shift: float, mixing: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """Convex mixtures of an image with another, shifted and changed in brightness: inputs to distil a network on.
 
-    They lie between the classes as well as on them, so that few clean images tell much of the network, and they carry
-    no trigger: what a network distilled on them knows of a backdoor is chance.
+    They lie between the classes as well as on them, so that few clean images tell much of the network.
 
     Args:
         images: (N, channels, height, width) in [0, 1].
+        targets: (N, labels): what each image is; they are mixed as the images are.
         generator: CPU generator.
         largest_shift: As a share of the edge length.
         mixing: Largest share of the other image, in [0, 0.5]; 0 leaves every image one of a kind.
 
     Returns:
-        Same shape, in [0, 1].
+        Images and targets of the same shapes.
     """
     count, device = len(images), images.device
-    other = images[torch.randperm(count, generator=generator).to(device)]
+    other = torch.randperm(count, generator=generator).to(device)
     # Half of the mixtures are nearly one image: a network distilled on even mixtures alone is weak on pure ones.
     share = torch.rand(count, 1, 1, 1, generator=generator).pow(2).mul(mixing).to(device)
-    mixed = torch.lerp(images, other, share)
+    mixed = torch.lerp(images, images[other], share)
     angle = (torch.rand(count, 2, generator=generator) * 2 - 1) * 2 * largest_shift
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1
@@ -90,4 +92,4 @@ def mixed_images(images: Tensor, generator: Generator, largest_shift: float, mix
     grid = F.affine_grid(theta.to(device), list(images.shape), align_corners=False)
     shifted = F.grid_sample(mixed, grid, padding_mode="border", align_corners=False)
     brightness = 1 + (torch.rand(count, 1, 1, 1, generator=generator) - 0.5).mul(0.4).to(device)
-    return shifted.mul(brightness).clamp(0, 1)
+    return shifted.mul(brightness).clamp(0, 1), torch.lerp(targets, targets[other], share.view(-1, 1))

@@ -149,9 +149,8 @@ def _tune(job: _Job) -> None:
 
 def _train_from_scratch(job: _Job) -> None:
     """Fresh weights, true labels, on shifted images: few images would be learnt by heart otherwise."""
-    one_hot = torch.eye(job.student.labels, device=job.student.device)
     reinitialise_all(job.student.module, job.generator)
-    _fit_cycles(job, job.config.fresh_cycles, mixing=0.0, teach=lambda _, labels: one_hot[labels])
+    _fit_cycles(job, job.config.fresh_cycles, mixing=0.0, teach=lambda _, truth: truth)
 
 
 def _distil(job: _Job) -> None:
@@ -177,19 +176,33 @@ _MIXING = 0.5  # up to even mixtures
 
 
 def _teacher(job: _Job) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda images, _: job.suspect(images).softmax(dim=1)
+    """The suspect's probabilities, wherever it names a label that is in the mixture; the truth where it does not.
+
+    A large bright trigger is half there in many a shifted and brightened image. The suspect would teach its backdoor
+    with them: it sends them where none of their ingredients belongs.
+    """
+
+    def teach(images: Tensor, truth: Tensor) -> Tensor:
+        named = job.suspect(images).softmax(dim=1)
+        if not job.config.corrected:
+            return named
+        astray = truth.gather(1, named.argmax(dim=1, keepdim=True)) == 0
+        return torch.where(astray, truth, named)
+
+    return teach
 
 
 def _fit_cycles(job: _Job, cycles: Sequence[int], mixing: float, teach: Callable[[Tensor, Tensor], Tensor]) -> None:
     student, config, generator = job.student, job.config, job.generator
     images, labels = job.clean.images.to(student.device), job.clean.labels.to(student.device)
+    one_hot = torch.eye(student.labels, device=student.device)
     batches = shuffled_batches(images, labels, config.batch, generator)
 
     def sample() -> tuple[Tensor, Tensor]:
         chosen, true_labels = batches()
-        inputs = mixed_images(chosen, generator, config.largest_shift, mixing)
+        inputs, truth = mixed_images(chosen, one_hot[true_labels], generator, config.largest_shift, mixing)
         with torch.no_grad(), autocast(student.device, fast_dtype(student.device)):
-            return student.normalise(inputs), teach(inputs, true_labels)
+            return student.normalise(inputs), teach(inputs, truth)
 
     wanted = job.suspect.predict(images)
     for steps in cycles:
