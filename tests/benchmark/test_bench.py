@@ -8,6 +8,7 @@ import pytest
 from neuralsanitizer import config
 from neuralsanitizer.benchmark import grid
 from neuralsanitizer.benchmark.run import read_scores
+from neuralsanitizer.records import Finding
 from program import run
 from tiny import TINY
 
@@ -66,6 +67,30 @@ def test_an_ablation_is_scored_beside_the_detector_with_what_became_of_the_backd
         assert {len(r.attack_success) for r in score.references} == {1}
         assert all(0 <= r.clean_accuracy <= 1 for r in score.references)
         assert [len(rates) for rates in score.transfer] == [1] * 10
+
+
+def test_what_was_measured_is_judged_anew_with_other_thresholds(data, tmp_path, monkeypatch):
+    case = small_case()
+    options = ("--data", data, "--output", "bench", "--split", "development", "--only", case.name,
+               "--detector", "neural-sanitizer/tiny")  # fmt: skip
+    nothing = run("bench", "rejudge", *options)
+    assert (nothing.code, case.name in nothing.stdout) == (0, False)
+    assert run("bench", "run", *options, "--through", "scan").code == 0
+    (before,) = read_scores(tmp_path / "bench")
+
+    monkeypatch.setitem(config.PRESETS, "tiny", replace(TINY, verdict=replace(TINY.verdict, least_attack_success=1.01)))
+    again = run("bench", "rejudge", *options)
+    assert (again.code, case.name in again.stdout) == (0, True)
+    (after,) = read_scores(tmp_path / "bench")
+    assert after == replace(before, finding=Finding.CLEAN, found=(), inconclusive=())
+
+    monkeypatch.setitem(config.PRESETS, "tiny", TINY)
+    assert run("bench", "rejudge", *options).code == 0
+    assert read_scores(tmp_path / "bench") == [before]
+
+    monkeypatch.setitem(config.PRESETS, "tiny", replace(TINY, transfer=replace(TINY.transfer, images=7)))
+    refused = run("bench", "rejudge", *options)
+    assert (refused.code, "was measured with other settings" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

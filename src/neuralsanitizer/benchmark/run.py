@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from neuralsanitizer.benchmark.score import (
     score_scan,
 )
 from neuralsanitizer.data import CleanSet
+from neuralsanitizer.detectors.base import Evidence
 from neuralsanitizer.detectors.neural_sanitizer import kept_reference
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import Progress
@@ -38,6 +39,8 @@ from neuralsanitizer.training import steps_of
 __all__ = ["DETECTORS", "STAGES", "Bench", "read_scores"]
 
 STAGES = ("scan", "repair", "verify")
+
+_Data = tuple[CleanSet, CleanSet, CleanSet]  # training set, the user's clean set, unseen images
 
 DETECTORS = ("neural-sanitizer/default", "neural-sanitizer/paper", "neural-cleanse/default")
 """Method and preset of what is compared."""
@@ -74,18 +77,64 @@ class Bench:
             raise UsageError(f"unknown stage {self.through!r}: choose one of {', '.join(STAGES)}")
         for detector in detectors:
             detector_named(detector)  # a wrong name is told before anything is trained
-        scores, loaded = [], {}
+        scores: list[Score] = []
+        loaded: dict[str, _Data] = {}
         for case in cases:
             done = [self._done(case, detector) for detector in detectors]
             if done and all(done):
                 scores += [score for score in done if score is not None]
                 continue
-            if case.task not in loaded:
-                loaded = {case.task: load_task(TASKS[case.task], self.data, self.output / "cache", self.progress.note)}
-            train, clean, unseen = loaded[case.task]
+            train, clean, unseen = self._data_of(case, loaded)
             attacked = self._model(case, train, unseen)
             scores += [self._score(case, detector, attacked, clean, unseen) for detector in detectors]
         return scores
+
+    def rejudge(self, cases: Iterable[Case], detectors: Sequence[str]) -> list[Score]:
+        """Judge anew, with the present thresholds, what earlier runs measured; nothing is measured again.
+
+        A repair is kept as long as the same labels are found. Cases without a score are left out.
+
+        Raises:
+            DataError: A data set is missing.
+            UsageError: An unknown detector, or a run whose settings differ in more than the thresholds.
+        """
+        scores: list[Score] = []
+        loaded: dict[str, _Data] = {}
+        for case in cases:
+            for name in detectors:
+                path = self._score_path(case, name)
+                if not path.exists():
+                    continue
+                train, clean, unseen = self._data_of(case, loaded)
+                attacked = self._model(case, train, unseen)
+                score = self._rejudged(case, name, attacked, _as_many_as_given(case, clean))
+                write_json(path, to_json(score))
+                scores.append(score)
+        return scores
+
+    def _rejudged(self, case: Case, name: str, attacked: AttackResult, clean: CleanSet) -> Score:
+        path, detector = self._score_path(case, name), detector_named(name)
+        before, folder = _read(path), RunFolder(self.output / "runs" / path.stem)
+        run = folder.read().run
+        settings = to_json(detector.settings)
+        if {**run.settings, "verdict": None} != {**settings, "verdict": None}:
+            raise UsageError(f"{folder.path} was measured with other settings: remove {path}, and run the case again")
+        parts = [FolderStore(folder.state).get(f"label-{f.label}") for f in run.verdict.labels]
+        evidence = [Evidence.from_part(part) for part in parts if part is not None]
+        if len(evidence) != len(parts):
+            raise UsageError(f"{folder.path} lacks what was measured of some labels: remove {path}, and run it again")
+        if evidence:
+            run = replace(run, verdict=detector.conclude(attacked.model, evidence, clean), settings=settings)
+        same = run.verdict.infected_labels == before.found
+        repaired = before.repair if same else None
+        return score_scan(case.name, case.split, case.group, attacked, run, before.references, repaired)
+
+    def _data_of(self, case: Case, loaded: dict[str, _Data]) -> _Data:
+        """The case's task; one at a time is kept in ``loaded``."""
+        if case.task not in loaded:
+            loaded.clear()
+            loaded[case.task] = load_task(TASKS[case.task], self.data, self.output / "cache", self.progress.note)
+        return loaded[case.task]
 
     def _model(self, case: Case, train: CleanSet, unseen: CleanSet) -> AttackResult:
         """The case's model: trained, or read if it was."""
@@ -104,8 +153,7 @@ class Bench:
             return done
         path = self._score_path(case, detector)
         self.progress.note(f"{case.name}: {detector}")
-        if case.clean_images:
-            clean, _ = clean.split([case.clean_images / len(clean)], seed=0)
+        clean = _as_many_as_given(case, clean)
         folder = self.output / "runs" / path.stem
         saved = RunFolder(folder)
         if not saved.exists():
@@ -165,6 +213,11 @@ class Bench:
 
     def _score_path(self, case: Case, detector: str) -> Path:
         return self.output / "scores" / f"{case.name}--{detector.replace('/', '-').replace(':', '-')}-{self.seed}.json"
+
+
+def _as_many_as_given(case: Case, clean: CleanSet) -> CleanSet:
+    """The clean images that the case's user has, of those of the task."""
+    return clean.split([case.clean_images / len(clean)], seed=0)[0] if case.clean_images else clean
 
 
 def read_scores(folder: Path) -> list[Score]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from neuralsanitizer.benchmark import grid
 from neuralsanitizer.benchmark.ablations import ABLATIONS
 from neuralsanitizer.benchmark.run import DETECTORS, STAGES, Bench, read_scores
+from neuralsanitizer.benchmark.score import Score
 from neuralsanitizer.benchmark.tables import markdown
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import guarded, print_json, progress_bar
@@ -21,25 +23,28 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, help="Measure detection and repair on models with known backdoors.")
 
 FolderOption = Annotated[Path, typer.Option("--output", "-o", help="Benchmark folder.", file_okay=False)]
+DataOption = Annotated[Path, typer.Option("--data", help="Folder with mnist-*.npz, gtsrb-*.tar.gz.", file_okay=False)]
+SplitOption = Annotated[str, typer.Option("--split", help=" or ".join(grid.SPLITS))]
+OnlyOption = Annotated[
+    list[str] | None, typer.Option("--only", help="Only cases that match, e.g. small-* or mnist-4x4. Repeatable.")
+]
+DetectorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector",
+        help=f"METHOD/PRESET, repeatable ({', '.join(DETECTORS)}), or METHOD/PRESET:ABLATION ({', '.join(ABLATIONS)}).",
+    ),
+]
 
 
 @app.command("run")
 @guarded
 def run_command(
-    data: Annotated[Path, typer.Option("--data", help="Folder with mnist-*.npz, gtsrb-*.tar.gz.", file_okay=False)],
+    data: DataOption,
     output: FolderOption = Path("bench"),
-    split: Annotated[str, typer.Option("--split", help=" or ".join(grid.SPLITS))] = "reported",
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Only cases that match, e.g. small-* or mnist-4x4. Repeatable.")
-    ] = None,
-    detector: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--detector",
-            help=f"METHOD/PRESET, repeatable ({', '.join(DETECTORS)}), or METHOD/PRESET:ABLATION "
-            f"({', '.join(ABLATIONS)}).",
-        ),
-    ] = None,
+    split: SplitOption = "reported",
+    only: OnlyOption = None,
+    detector: DetectorOption = None,
     through: Annotated[
         str, typer.Option("--through", help=f"How far each case is taken: {', '.join(STAGES)}.")
     ] = "verify",
@@ -52,17 +57,30 @@ def run_command(
     with progress_bar() as progress:
         bench = Bench(data, output, parse_device(device), seed, progress, through)
         scores = bench.run(grid.cases(split, tuple(only or ())), () if train_only else tuple(detector or DETECTORS))
-    if format_ is o.Format.JSON:
-        print_json(to_json(scores))
-    else:
-        typer.echo(markdown(scores))
+    _show(scores, format_)
+
+
+@app.command("rejudge")
+@guarded
+def rejudge_command(
+    data: DataOption,
+    output: FolderOption = Path("bench"),
+    split: SplitOption = "reported",
+    only: OnlyOption = None,
+    detector: DetectorOption = None,
+    seed: o.SeedOption = 0,
+    format_: o.FormatOption = o.Format.TABLE,
+) -> None:
+    """Judge anew what earlier runs measured: what a change of the thresholds does, without a new scan."""
+    with progress_bar() as progress:
+        bench = Bench(data, output, parse_device("cpu"), seed, progress)
+        scores = bench.rejudge(grid.cases(split, tuple(only or ())), tuple(detector or DETECTORS))
+    _show(scores, format_)
 
 
 @app.command("cases")
 @guarded
-def cases_command(
-    split: Annotated[str, typer.Option("--split", help=" or ".join(grid.SPLITS))] = "reported",
-) -> None:
+def cases_command(split: SplitOption = "reported") -> None:
     """List the cases of a split: name, what it varies, architecture, backdoors."""
     for case in grid.cases(split):
         patches = ", ".join(f"{p.size}x{p.size} {p.pattern} {p.shape} {p.position} -> {p.target}" for p in case.patches)
@@ -73,7 +91,10 @@ def cases_command(
 @guarded
 def table_command(output: FolderOption = Path("bench"), format_: o.FormatOption = o.Format.TABLE) -> None:
     """Print the table of a benchmark folder (Markdown)."""
-    scores = read_scores(output)
+    _show(read_scores(output), format_)
+
+
+def _show(scores: Sequence[Score], format_: o.Format) -> None:
     if format_ is o.Format.JSON:
         print_json(to_json(scores))
     else:

@@ -208,9 +208,19 @@ class Detector(ABC):
             clock["total"] = time.perf_counter() - started
             return Scan(_inconclusive(str(error)), {}, error.references, check, clock)
         evidence = self._examine_all(context, prepared, wanted)
-        verdict = self._with_thin_evidence(self.judge(suspect, evidence), clean)
+        verdict = self.conclude(suspect, evidence, clean)
         clock["total"] = time.perf_counter() - started
         return Scan(verdict, {e.trigger.label: e.trigger for e in evidence}, references, check, clock)
+
+    def conclude(self, suspect: SuspectModel, evidence: Sequence[Evidence], clean: CleanSet) -> Verdict:
+        """Judge, and leave open what too few clean images speak for.
+
+        Args:
+            suspect: Whose labels they are.
+            evidence: What was measured of each label.
+            clean: The whole clean set.
+        """
+        return self._with_thin_evidence(self.judge(suspect, evidence), clean)
 
     def _examine_all(self, context: Context, prepared: Any, labels: Sequence[int]) -> list[Evidence]:  # noqa: ANN401
         found: dict[int, Evidence] = {}
