@@ -62,9 +62,9 @@ ABLATIONS = {
         ),
         Ablation("tuned-references", "references tuned as published, instead of distilled", _tuned),
         Ablation(
-            "uncorrected",
+            "learn-astray",
             "references learn all that the suspect says of mixtures",
-            lambda c: replace(c, references=replace(c.references, corrected=False)),
+            lambda c: replace(c, references=replace(c.references, learn_astray=True)),
         ),
         Ablation(
             "closed-start",
