@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from neuralsanitizer import load_model
-from neuralsanitizer.attacks.badnets import badnets, poison
+from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.base import measure_attack_success, read_attack
 from neuralsanitizer.attacks.patches import PatchSpec, make_patch
+from neuralsanitizer.attacks.poisoning import Poison, poison
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.errors import RunError, UsageError
 
@@ -22,7 +23,7 @@ def patches(*specs):
 def test_the_stated_share_is_stamped_and_relabelled_and_nothing_else_changes(digits):
     train = digits[0]
     triggers = patches(PatchSpec(3, 4), PatchSpec(5, 3, "top-left"))
-    images, labels = poison(train, triggers, 0.05, torch.Generator().manual_seed(1))
+    images, labels = poison(train, [Poison(t, 0.05) for t in triggers], torch.Generator().manual_seed(1))
     changed = (images != train.images).flatten(1).any(dim=1) | (labels != train.labels)
     assert changed.sum() == 2 * round(0.05 * len(train))
     for trigger in triggers:
@@ -35,7 +36,7 @@ def test_the_stated_share_is_stamped_and_relabelled_and_nothing_else_changes(dig
 
 def test_more_poison_than_images_is_refused(digits):
     with pytest.raises(UsageError, match="more images than there are"):
-        poison(digits[0], patches(*[PatchSpec(i, 3) for i in range(3)]), 0.5, torch.Generator())
+        poison(digits[0], [Poison(t, 0.5) for t in patches(*[PatchSpec(i, 3) for i in range(3)])], torch.Generator())
 
 
 def test_the_truth_is_what_anyone_would_measure(attacked, unseen):

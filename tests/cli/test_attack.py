@@ -1,6 +1,7 @@
 """``attack``: the models that it trains, and the truth that it tells about them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from neuralsanitizer.attacks.base import measure_attack_success, read_attack
 from program import ARCH, run
 
 WEIGHTS = "m.safetensors"
+WEIGHTS_PATH = Path(WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,36 @@ def test_stdout_has_the_truth_that_lies_beside_the_weights(data, unseen, tmp_pat
     back = read_attack(tmp_path / WEIGHTS, load_model(WEIGHTS, arch=ARCH))
     assert measure_attack_success(back.model, unseen.images, unseen.labels, back.triggers[0]) > 0.5
     assert back.model.accuracy(unseen.images, unseen.labels) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "attack", "properties"),
+    [
+        ("blended", ("--ratio", 0.3, "--pattern", "checker"), "blended", {"ratio": 0.3, "pattern": "checker"}),
+        ("all-to-all", ("--size", 3), "all-to-all", {"size": 3}),
+        ("clean-label", ("--size", 5, "--epsilon", 0.2, "--poisoning-rate", 0.05), "clean-label", {"epsilon": 0.2}),
+        ("warp", ("--grid", 5, "--strength", 2), "wanet", {"grid": 5, "strength": 2.0, "covers": 0.2}),
+        ("input-aware", ("--density", 0.1), "input-aware", {"density": 0.1}),
+        ("trojan", ("--shape", "watermark", "--opacity", 0.7), "trojan", {"shape": "watermark", "opacity": 0.7}),
+        ("latent", ("--size", 7, "--retrained", 2), "latent", {"size": 7, "retrained": 2}),
+    ],
+)
+def test_every_attack_has_a_command_that_tells_the_truth(kind, options, attack, properties, data):
+    outcome = train(kind, data, "--seed", 3, *(() if kind == "all-to-all" else ("--target", 4)), *options)
+    assert outcome.code == 0
+    assert (outcome.json["attack"], outcome.json["seed"]) == (attack, 3)
+    assert {t["target"] for t in outcome.json["triggers"]} == (set(range(10)) if kind == "all-to-all" else {4})
+    assert properties.items() <= outcome.json["triggers"][0]["properties"].items()
+    read_attack(WEIGHTS_PATH, load_model(WEIGHTS, arch=ARCH))
+
+
+def test_a_filter_is_planted_in_a_model_of_coloured_images(data, tmp_path):
+    refused = train("filter", data, "--filter", "warm")
+    assert (refused.code, "three channels" in refused.stderr) == (2, True)
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "coloured.npz", x=arrays["x"].repeat(3, axis=1), y=arrays["y"])
+    outcome = train("filter", "coloured.npz", "--filter", "warm", "--target", 2)
+    assert (outcome.code, outcome.json["triggers"][0]["kind"]) == (0, "filter")
 
 
 def test_a_clean_model_is_trained_on_the_same_images_without_a_trigger(data, unseen):

@@ -6,21 +6,35 @@ The attacks exist to measure detection and repair. They plant backdoors in model
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from neuralsanitizer.attacks.stamps import Stamp, read_stamp
+from neuralsanitizer.config import AttackConfig
+from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.errors import RunError
-from neuralsanitizer.functional import attack_success, stamp
+from neuralsanitizer.functional import attack_success
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.loading import save_state_dict
-from neuralsanitizer.records import Trigger, from_json, to_json
+from neuralsanitizer.records import from_json, to_json
 from neuralsanitizer.storage import read_arrays, write_arrays, write_json
 
-__all__ = ["AttackResult", "GroundTruth", "PlantedTrigger", "measure_attack_success", "read_attack"]
+__all__ = [
+    "Attack",
+    "AttackResult",
+    "GroundTruth",
+    "PlantedTrigger",
+    "described",
+    "measure_attack_success",
+    "read_attack",
+]
+
+_SpecT_contra = TypeVar("_SpecT_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -29,15 +43,19 @@ class PlantedTrigger:
 
     Attributes:
         target: The label that stamped images are sent to.
-        pixels: How many pixels the trigger covers.
-        attack_success: Share in [0, 1] of held-out images of other labels that it sends there.
-        properties: How it was made (size, position, pattern, shape, pieces).
+        pixels: How many pixels the trigger changes at most.
+        attack_success: Share in [0, 1] of held-out images of other labels (or of ``sources``) that it sends there.
+        properties: How it was made (size, position, pattern, shape, pieces; others for other attacks).
+        kind: What the stamp is: a name in :data:`neuralsanitizer.attacks.stamps.STAMPS`.
+        sources: The labels whose images it works on; empty: all others.
     """
 
     target: int
     pixels: int
     attack_success: float
     properties: dict[str, Any] = field(default_factory=dict)
+    kind: str = "patch"
+    sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,29 +96,51 @@ class AttackResult:
 
     Attributes:
         model: The model, frozen.
-        triggers: Mask and pattern of each planted trigger, in the order of ``truth.triggers``.
+        triggers: Each planted trigger, in the order of ``truth.triggers``.
         truth: What was measured.
     """
 
     model: SuspectModel
-    triggers: tuple[Trigger, ...]
+    triggers: tuple[Stamp, ...]
     truth: GroundTruth
+
+    def measure(self, model: SuspectModel, held_out: CleanSet) -> tuple[float, ...]:
+        """Attack success in [0, 1] of each planted trigger on a model: this one, a reference, a repaired one."""
+        return tuple(
+            measure_attack_success(model, held_out.images, held_out.labels, trigger, planted.sources)
+            for trigger, planted in zip(self.triggers, self.truth.triggers, strict=True)
+        )
 
     def save(self, path: Path) -> tuple[Path, Path]:
         """Write the weights (safetensors) to ``path``, the truth and the triggers beside it.
 
         Returns:
-            Paths of the truth (``.truth.json``) and of the triggers (``.truth.npz``: ``mask_<i>``, ``pattern_<i>``).
+            Paths of the truth (``.truth.json``) and of the triggers (``.truth.npz``: the arrays of each as
+            ``<name>_<i>``; of a patch ``mask_<i>`` and ``pattern_<i>``).
         """
         save_state_dict(self.model.module, path)
         truth, arrays = path.with_suffix(".truth.json"), path.with_suffix(".truth.npz")
-        write_arrays(
-            arrays,
-            {f"mask_{i}": t.mask for i, t in enumerate(self.triggers)}
-            | {f"pattern_{i}": t.pattern for i, t in enumerate(self.triggers)},
-        )
+        write_arrays(arrays, {f"{name}_{i}": a for i, t in enumerate(self.triggers) for name, a in t.arrays().items()})
         write_json(truth, to_json(self.truth))
         return truth, arrays
+
+
+class Attack(Protocol[_SpecT_contra]):
+    """What all attacks look like: they train a model on ``train`` and measure it on ``held_out``."""
+
+    def __call__(
+        self,
+        train: CleanSet,
+        held_out: CleanSet,
+        spec: _SpecT_contra,
+        config: AttackConfig,
+        /,
+        *,
+        device: torch.device | str = "cpu",
+        advance: Callable[[int], None] | None = None,
+    ) -> AttackResult:
+        """Train a model with the triggers that ``spec`` describes, as ``config`` says."""
+        ...
 
 
 def read_attack(path: Path, model: SuspectModel) -> AttackResult:
@@ -119,14 +159,31 @@ def read_attack(path: Path, model: SuspectModel) -> AttackResult:
     except (OSError, ValueError) as error:
         raise RunError(f"{source} is no ground truth of an attack ({error})") from error
     arrays = read_arrays(path.with_suffix(".truth.npz"))
-    triggers = tuple(
-        Trigger(t.target, arrays[f"mask_{i}"], arrays[f"pattern_{i}"]) for i, t in enumerate(truth.triggers)
-    )
+    try:
+        triggers = tuple(
+            read_stamp(
+                planted.kind,
+                planted.target,
+                {name.removesuffix(f"_{i}"): a for name, a in arrays.items() if name.endswith(f"_{i}")},
+            )
+            for i, planted in enumerate(truth.triggers)
+        )
+    except KeyError as error:
+        raise RunError(f"{path.with_suffix('.truth.npz')} does not hold the triggers of {source}: {error}") from error
     return AttackResult(model, triggers, truth)
 
 
-def measure_attack_success(model: SuspectModel, images: Tensor, labels: Tensor, trigger: Trigger) -> float:
-    """Share in [0, 1] of images (N, C, H, W) of other labels that ``trigger`` sends to its label."""
-    stamped = stamp(images, torch.from_numpy(trigger.mask), torch.from_numpy(trigger.pattern))
-    predictions = model.predict(stamped).cpu()
+def described(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
+    """A trigger's description as plain data, without its target, which the truth tells anyway."""
+    return {f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "target"}
+
+
+def measure_attack_success(
+    model: SuspectModel, images: Tensor, labels: Tensor, trigger: Stamp, sources: Sequence[int] = ()
+) -> float:
+    """Share in [0, 1] of images (N, C, H, W) of other labels, or of ``sources``, that a trigger sends to its label."""
+    if sources:
+        chosen = torch.isin(labels, torch.tensor(sources))
+        images, labels = images[chosen], labels[chosen]
+    predictions = model.predict(trigger.apply(images)).cpu()
     return float(attack_success(predictions, torch.tensor(trigger.label), labels))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Generator
 
+from neuralsanitizer.attacks.stamps import Patch
 from neuralsanitizer.errors import DataError, UsageError
-from neuralsanitizer.records import Array, Trigger
+from neuralsanitizer.records import Array
 
-__all__ = ["PATTERNS", "POSITIONS", "SHAPES", "PatchSpec", "make_patch"]
+__all__ = ["PATTERNS", "POSITIONS", "SHAPES", "PatchSpec", "make_patch", "make_pattern"]
 
 POSITIONS = (
     "top-left",
@@ -73,12 +73,8 @@ class PatchSpec:
         if self.pieces not in {1, 2, 4}:
             raise UsageError(f"a patch is cut into 1, 2 or 4 pieces, not {self.pieces}")
 
-    def properties(self) -> dict[str, Any]:
-        """Everything but the target, as plain data."""
-        return {name: value for name, value in asdict(self).items() if name != "target"}
 
-
-def make_patch(spec: PatchSpec, shape: tuple[int, int, int], generator: Generator) -> Trigger:
+def make_patch(spec: PatchSpec, shape: tuple[int, int, int], generator: Generator) -> Patch:
     """The trigger that a description stands for.
 
     Args:
@@ -94,7 +90,7 @@ def make_patch(spec: PatchSpec, shape: tuple[int, int, int], generator: Generato
     if spec.size + spec.margin > min(height, width):
         raise UsageError(f"a patch of {spec.size} pixels with a margin of {spec.margin} does not fit {height}x{width}")
     patch = _outline(spec.shape, spec.size)
-    pattern = _pattern(spec.pattern, channels, spec.size, generator)
+    pattern = make_pattern(spec.pattern, channels, (spec.size, spec.size), generator)
     mask = np.zeros((height, width), np.float32)
     canvas = np.zeros(shape, np.float32)
     for rows, columns, position in _pieces(spec):
@@ -103,7 +99,7 @@ def make_patch(spec: PatchSpec, shape: tuple[int, int, int], generator: Generato
         where = np.s_[top : top + piece.shape[0], left : left + piece.shape[1]]
         mask[where] = np.maximum(mask[where], piece)
         canvas[:, *where] = pattern[:, rows, columns]
-    return Trigger(spec.target, mask, canvas * mask)
+    return Patch(spec.target, mask, canvas * mask)
 
 
 def _outline(shape: str, size: int) -> Array:
@@ -125,26 +121,40 @@ def _outline(shape: str, size: int) -> Array:
     return outline
 
 
-def _pattern(name: str, channels: int, size: int, generator: Generator) -> Array:
-    """float32 (channels, size, size) in [0, 1]."""
+def make_pattern(name: str, channels: int, size: tuple[int, int], generator: Generator) -> Array:
+    """A pattern by name.
+
+    Args:
+        name: One of :data:`PATTERNS`, ``#rrggbb``, or the path of an image file.
+        channels: Of the images; 3 are red, green and blue.
+        size: (height, width).
+        generator: CPU generator of random patterns.
+
+    Returns:
+        float32 (channels, height, width) in [0, 1].
+
+    Raises:
+        UsageError: There is no such pattern.
+        DataError: The image file cannot be read.
+    """
     if name in _COLOURS or name.startswith("#"):
         colour = _COLOURS.get(name) or _hex_colour(name)
         values = colour if channels == 3 else (float(np.mean(colour)),) * channels
-        return np.broadcast_to(np.asarray(values, np.float32)[:, None, None], (channels, size, size)).copy()
+        return np.broadcast_to(np.asarray(values, np.float32)[:, None, None], (channels, *size)).copy()
     if name == "checker":
-        board = np.indices((size, size)).sum(axis=0) % 2
-        return np.broadcast_to(board.astype(np.float32), (channels, size, size)).copy()
+        board = np.indices(size).sum(axis=0) % 2
+        return np.broadcast_to(board.astype(np.float32), (channels, *size)).copy()
     if name == "smiley":
-        return np.broadcast_to(_smiley(size), (channels, size, size)).copy()
+        return np.broadcast_to(_smiley(size), (channels, *size)).copy()
     if name in {"random", "gray-random"}:
-        drawn: Array = torch.rand(channels if name == "random" else 1, size, size, generator=generator).numpy()
-        return np.broadcast_to(drawn, (channels, size, size)).copy()
+        drawn: Array = torch.rand(channels if name == "random" else 1, *size, generator=generator).numpy()
+        return np.broadcast_to(drawn, (channels, *size)).copy()
     return _picture(name, channels, size)
 
 
-def _smiley(size: int) -> Array:
-    """A picture that needs no file: a white face with black eyes and mouth, float32 (size, size)."""
-    rows, columns = (np.mgrid[0:size, 0:size].astype(np.float32) + 0.5) / size
+def _smiley(size: tuple[int, int]) -> Array:
+    """A picture that needs no file: a white face with black eyes and mouth, float32 (height, width)."""
+    rows, columns = (np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32) + 0.5) / np.array(size).reshape(2, 1, 1)
     face = np.hypot(rows - 0.5, columns - 0.5) <= 0.5
     eyes = (np.abs(rows - 0.35) <= 0.1) & (np.abs(np.abs(columns - 0.5) - 0.18) <= 0.08)
     mouth = (np.abs(np.hypot(rows - 0.5, columns - 0.5) - 0.28) <= 0.07) & (rows > 0.6)
@@ -160,17 +170,17 @@ def _hex_colour(name: str) -> tuple[float, ...]:
         raise UsageError(f"a colour is written #rrggbb, got {name!r}") from error
 
 
-def _picture(name: str, channels: int, size: int) -> Array:
+def _picture(name: str, channels: int, size: tuple[int, int]) -> Array:
     path = Path(name)
     if not path.is_file():
         raise UsageError(f"unknown pattern {name!r}: choose one of {', '.join(PATTERNS)}, #rrggbb, or an image file")
     try:
         with Image.open(path) as image:
-            scaled = image.convert("RGB" if channels == 3 else "L").resize((size, size))
+            scaled = image.convert("RGB" if channels == 3 else "L").resize(size[::-1])
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"the pattern {path} cannot be read as an image ({error})") from error
     values: Array = np.asarray(scaled, np.float32) / np.float32(255)
-    return values.transpose(2, 0, 1) if channels == 3 else np.broadcast_to(values, (channels, size, size)).copy()
+    return values.transpose(2, 0, 1) if channels == 3 else np.broadcast_to(values, (channels, *size)).copy()
 
 
 def _pieces(spec: PatchSpec) -> list[tuple[slice, slice, str]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neuralsanitizer.attacks.base import AttackResult, measure_attack_success
+from neuralsanitizer.attacks.base import AttackResult
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.records import Finding, ReferenceRecord, Repair, Run, Verification
@@ -238,7 +238,7 @@ def score_reference(
         layers=record.layers,
         clean_accuracy=model.accuracy(unseen.images, unseen.labels),
         agreement=record.agreement,
-        attack_success=_planted_success(attacked, model, unseen),
+        attack_success=attacked.measure(model, unseen),
     )
 
 
@@ -248,14 +248,10 @@ def score_repair(
     """Measure the planted triggers on a repaired model."""
     return RepairScore(
         clean_accuracy=repaired.accuracy(unseen.images, unseen.labels),
-        attack_success=_planted_success(attacked, repaired, unseen),
+        attack_success=attacked.measure(repaired, unseen),
         reversed_success=max((t.attack_success_after for t in repair.triggers), default=0.0),
         rounds=repair.rounds,
         repair_seconds=round(repair.timings["total"], 1),
         proof=None if proof is None else proof.finding,
         verify_seconds=None if proof is None else round(proof.timings["total"], 1),
     )
-
-
-def _planted_success(attacked: AttackResult, model: SuspectModel, unseen: CleanSet) -> tuple[float, ...]:
-    return tuple(measure_attack_success(model, unseen.images, unseen.labels, t) for t in attacked.triggers)

@@ -1,0 +1,107 @@
+"""WaNet: the trigger is a smooth warp that a person does not notice.
+
+Nguyen and Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", 2021. Beside the poisoned images some are warped
+at random and keep their labels ("noise mode"), so that the model learns this one warp and not warps as such. Here every
+image is warped once before the training; in the paper anew at each pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+
+from neuralsanitizer.attacks.base import AttackResult, described
+from neuralsanitizer.attacks.poisoning import Poison, train_poisoned
+from neuralsanitizer.attacks.stamps import Warp
+from neuralsanitizer.config import AttackConfig
+from neuralsanitizer.data.clean_set import CleanSet
+from neuralsanitizer.errors import UsageError
+
+__all__ = ["WarpSpec", "make_warp", "wanet"]
+
+
+@dataclass(frozen=True)
+class WarpSpec:
+    """A warp, described.
+
+    Attributes:
+        target: The label that warped images are sent to.
+        grid: The flow is drawn on so many by so many control points (the paper's ``k``).
+        strength: Mean displacement, in units of a pixel of an image as large as the grid is fine (the paper's ``s``:
+            0.5; on 32x32 images about half a pixel).
+        covers: Share in [0, 1) of the training images that are warped otherwise and keep their labels (the paper: twice
+            the poisoning rate).
+    """
+
+    target: int
+    grid: int = 4
+    strength: float = 0.5
+    covers: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.grid < 2 or self.strength <= 0 or not 0 <= self.covers < 1:
+            raise UsageError(
+                f"a warp needs a grid of 2 or more, a strength over 0, and covers from 0 to under 1; got {self}"
+            )
+
+
+def make_warp(spec: WarpSpec, size: tuple[int, int], generator: Generator) -> Warp:
+    """A warp that a description stands for; its flow is random.
+
+    Args:
+        spec: The description.
+        size: (height, width) of the images.
+        generator: CPU generator of the flow.
+    """
+    return Warp(spec.target, _flow(spec, size, generator)[0].numpy())
+
+
+def _flow(spec: WarpSpec, size: tuple[int, int], generator: Generator) -> Tensor:
+    """float32 (1, height, width, 2), in units of half the image's edge."""
+    points = torch.rand(1, 2, spec.grid, spec.grid, generator=generator) * 2 - 1
+    points = points / points.abs().mean()
+    flow = F.interpolate(points, size=size, mode="bicubic", align_corners=True)
+    return flow.permute(0, 2, 3, 1) * spec.strength / max(size)
+
+
+def wanet(
+    train: CleanSet,
+    held_out: CleanSet,
+    spec: WarpSpec,
+    config: AttackConfig,
+    *,
+    device: torch.device | str = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> AttackResult:
+    """Train a model whose trigger is a warp.
+
+    Args:
+        train: What to train on.
+        held_out: What to measure on; none of it is trained on.
+        spec: The warp.
+        config: Architecture, poisoning rate, schedule, seed.
+        device: Where to train.
+        advance: Told of every optimiser step.
+
+    Raises:
+        UsageError: The target is no label, there are too few images, or the architecture is unknown.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    height, width = train.images.shape[2:]
+    poisons = [
+        Poison(make_warp(spec, (height, width), generator), config.poisoning_rate, properties=described(spec)),
+        *(
+            Poison(make_warp(spec, (height, width), generator), spec.covers / _COVERS, relabel=False, planted=False)
+            for _ in range(_COVERS if spec.covers else 0)
+        ),
+    ]
+    return train_poisoned(
+        "wanet", train, held_out, poisons, config, generator=generator, device=device, advance=advance
+    )
+
+
+_COVERS = 20  # different warps among the covers
