@@ -1,6 +1,7 @@
 """The grid: what is tuned on and what is reported never meet."""
 
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from neuralsanitizer.attacks.patches import make_patch
-from neuralsanitizer.benchmark.grid import CASES, SPLITS, TASKS, Task, cases, load_task
+from neuralsanitizer.benchmark.grid import CASES, SPLITS, TASKS, ZOO, Task, cases, load_task
 from neuralsanitizer.errors import DataError, UsageError
 from neuralsanitizer.models import architectures
 
@@ -22,10 +23,10 @@ def test_names_are_unique_and_safe_as_file_names():
 
 
 def test_development_and_reported_models_share_no_seed():
-    development, reported = ({case.config.seed for case in CASES if case.split == split} for split in SPLITS)
+    development, *others = ({case.config.seed for case in CASES if case.split == split} for split in SPLITS)
     assert development
-    assert reported
-    assert not development & reported
+    assert all(others)
+    assert not development & set.union(*others)
 
 
 def test_development_and_reported_models_share_no_target_at_the_same_position():
@@ -36,7 +37,7 @@ def test_development_and_reported_models_share_no_target_at_the_same_position():
             if case.split == split
             for patch in case.patches
         }
-        for split in SPLITS
+        for split in ("development", "reported")
     )
     assert development
     assert not development & reported
@@ -57,14 +58,23 @@ def test_every_case_can_be_made(case):
 
 def test_every_case_has_its_task_and_every_split_models_without_a_backdoor():
     assert {case.task for case in CASES} <= set(TASKS)
-    for split in SPLITS:
-        assert any(not case.patches for case in CASES if case.split == split)
+    for split in ("development", "reported"):
+        assert any(case.backdoors == "clean" for case in CASES if case.split == split)
+
+
+def test_every_attack_is_planted_in_three_models_of_each_data_set_that_it_can_be():
+    for name, (attack, _) in ZOO.items():
+        of = [case for case in cases("attacks") if case.group == name.replace("-", " ")]
+        assert all(case.attack is attack and case.backdoors != "clean" for case in of)
+        tasks = Counter(case.task for case in of)
+        assert tasks == ({"gtsrb": 3} if name.startswith("filter") else {"mnist": 3, "gtsrb": 3})
+    assert len({case.config.seed for case in cases("attacks")}) == len(cases("attacks"))
 
 
 def test_cases_are_chosen_by_split_and_patterns_of_the_name():
     assert {case.split for case in cases("reported")} == {"reported"}
     assert all("gtsrb" in case.name for case in cases("development", ["dev-gtsrb-*"]))
-    assert len(cases("development")) + len(cases("reported")) == len(CASES)
+    assert sum(len(cases(split)) for split in SPLITS) == len(CASES)
     with pytest.raises(UsageError, match="unknown split 'test'"):
         cases("test")
     with pytest.raises(UsageError, match="no case of the split"):

@@ -11,15 +11,27 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from neuralsanitizer.attacks.all_to_all import all_to_all
+from neuralsanitizer.attacks.badnets import badnets
+from neuralsanitizer.attacks.base import Attack
+from neuralsanitizer.attacks.blended import BlendSpec, blended
+from neuralsanitizer.attacks.clean_label import CleanLabelSpec, clean_label
+from neuralsanitizer.attacks.filters import FilterSpec, filtered
+from neuralsanitizer.attacks.input_aware import InputAwareSpec, input_aware
+from neuralsanitizer.attacks.latent import LatentSpec, latent
 from neuralsanitizer.attacks.patches import PatchSpec
+from neuralsanitizer.attacks.trojan import TrojanSpec, trojan
+from neuralsanitizer.attacks.wanet import WarpSpec, wanet
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data import CleanSet, load_clean_set
 from neuralsanitizer.errors import DataError, UsageError
 
-__all__ = ["CASES", "SPLITS", "TASKS", "Case", "Task", "cases", "load_task"]
+__all__ = ["CASES", "SPLITS", "TASKS", "ZOO", "Case", "Task", "cases", "load_task"]
 
-SPLITS = ("development", "reported")
+SPLITS = ("development", "reported", "attacks")
+"""``reported``: patches by BadNets, what the headline figures are of. ``attacks``: every other attack, reported too."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +71,38 @@ class Case:
 
     Attributes:
         name: Unique.
-        split: ``development`` or ``reported``.
+        split: One of :data:`SPLITS`.
         group: What it varies, for the tables.
         task: Name in :data:`TASKS`.
-        patches: Its backdoors; none: a clean model.
+        spec: What its attack plants; for BadNets the patches, of which none make a clean model.
         config: Architecture, schedule, poisoning rate, seed.
         clean_images: How many clean images the user has; 0: as many as the task says.
         model: Name of the case whose model it is, where several scan the same; empty: its own.
+        attack: What trains the model.
     """
 
     name: str
     split: str
     group: str
     task: str
-    patches: tuple[PatchSpec, ...]
+    spec: Any
     config: AttackConfig
     clean_images: int = 0
     model: str = ""
+    attack: Attack[Any] = badnets
+
+    @property
+    def patches(self) -> tuple[PatchSpec, ...]:
+        """Its patches, if its attack is BadNets."""
+        return self.spec if isinstance(self.spec, tuple) else ()
+
+    @property
+    def backdoors(self) -> str:
+        """What is planted, in words; ``clean`` if nothing is."""
+        if not isinstance(self.spec, tuple):
+            return str(self.spec)
+        said = (f"{p.size}x{p.size} {p.pattern} {p.shape} {p.position} -> {p.target}" for p in self.spec)
+        return ", ".join(said) or "clean"
 
     @property
     def model_name(self) -> str:
@@ -151,7 +178,7 @@ def _development() -> tuple[Case, ...]:
         case("size", "overfitted", 16, "8x8", PatchSpec(3, 8, "bottom", "checker")),
         case("every label", "mnist", 17, "every-label", *_on_every_label(10, "random", 3), rate=0.03),
         case("every label", "small", 18, "every-label", *_on_every_label(10, "random", 3), rate=0.03),
-        case("several on one label", "mnist", 19, "4-on-one", *_with_checkers(8), rate=0.05),
+        case("several on one label", "mnist", 19, "4-on-one", *_with_checkers(0), rate=0.05),
         case("several on one label", "small", 20, "4-on-one", *_with_checkers(1), rate=0.05),
         case("several on one label", "overfitted", 33, "4-on-one", *_with_checkers(5), rate=0.05),
         case("pieces", "mnist", 32, "4-pieces", PatchSpec(3, 6, "top-left", pieces=4)),
@@ -251,7 +278,64 @@ def _with_checkers(target: int) -> tuple[PatchSpec, ...]:
     )
 
 
-CASES = _development() + _reported()
+_Made = Callable[[int, str], tuple[Any, AttackConfig]]
+"""Gives, for a target label and a family, what is planted and how it is trained."""
+
+
+def _planted(spec: Callable[[int], Any], **changes: Any) -> _Made:  # noqa: ANN401 - specs of all attacks
+    return lambda target, family: (spec(target), replace(_FAMILIES[family].config, **changes))
+
+
+def _with_right_labels(target: int, family: str) -> tuple[CleanLabelSpec, AttackConfig]:
+    """The pixels of digits can be changed by more than those of photographs, and a traffic sign has fewer images."""
+    digits = family == "mnist"
+    spec = CleanLabelSpec(PatchSpec(target, 6), epsilon=0.4 if digits else 0.1)
+    return spec, replace(_FAMILIES[family].config, poisoning_rate=0.06 if digits else 0.04)
+
+
+ZOO: dict[str, tuple[Attack[Any], _Made]] = {
+    "trojan-square": (trojan, _planted(TrojanSpec)),
+    "trojan-watermark": (trojan, _planted(partial(TrojanSpec, shape="watermark", opacity=0.7))),
+    "latent": (latent, _planted(lambda target: LatentSpec(PatchSpec(target, 6)))),
+    "blended": (blended, _planted(BlendSpec)),
+    "all-to-all": (all_to_all, _planted(lambda target: PatchSpec(target, 4), poisoning_rate=0.3)),
+    "clean-label": (clean_label, _with_right_labels),
+    "warp": (wanet, _planted(partial(WarpSpec, strength=1.0), epochs=8)),
+    "input-aware": (input_aware, _planted(InputAwareSpec)),
+    "filter-sepia": (filtered, _planted(partial(FilterSpec, name="sepia"))),
+    "filter-noir": (filtered, _planted(partial(FilterSpec, name="noir"))),
+    "filter-warm": (filtered, _planted(partial(FilterSpec, name="warm"))),
+}
+"""Attacks other than BadNets, and how strong each is planted in the benchmark."""
+
+_TARGETS = {"mnist": (3, 5, 8), "gtsrb": (1, 12, 38)}  # signs with many images: a clean-label attack needs them
+
+
+def _attacked() -> tuple[Case, ...]:
+    """Three models of each attack on each data set; filters need colours."""
+    return tuple(
+        Case(
+            f"{family}-{name}-{seed}",
+            "attacks",
+            name.replace("-", " "),
+            _FAMILIES[family].task,
+            spec,
+            replace(config, seed=seed),
+            attack=attack,
+        )
+        for family, targets in _TARGETS.items()
+        for kind, (name, (attack, make)) in enumerate(ZOO.items())
+        if family != "mnist" or attack is not filtered
+        for number, target in enumerate(targets)
+        for seed in [_FIRST_SEED[family] + 3 * kind + number]
+        for spec, config in [make(target, family)]
+    )
+
+
+_FIRST_SEED = {"mnist": 201, "gtsrb": 251}
+
+
+CASES = _development() + _reported() + _attacked()
 
 
 def cases(split: str, only: Sequence[str] = ()) -> tuple[Case, ...]:

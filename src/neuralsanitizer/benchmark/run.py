@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.base import AttackResult, read_attack
 from neuralsanitizer.benchmark.ablations import detector_named
 from neuralsanitizer.benchmark.grid import TASKS, Case, load_task
@@ -141,9 +140,8 @@ class Bench:
         path = self.output / "models" / f"{case.model_name}.safetensors"
         if not path.with_suffix(".truth.json").exists():
             self.progress.start(f"train {case.model_name}", steps_of(case.config, len(train)))
-            badnets(train, unseen, case.patches, case.config, device=self.device, advance=self.progress.advance).save(
-                path
-            )
+            made = case.attack(train, unseen, case.spec, case.config, device=self.device, advance=self.progress.advance)
+            made.save(path)
         model = load_model(path, arch=case.config.architecture, labels=case.config.labels, device=self.device)
         return read_attack(path, model)
 

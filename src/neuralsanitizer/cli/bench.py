@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure detection and repair on mo
 
 FolderOption = Annotated[Path, typer.Option("--output", "-o", help="Benchmark folder.", file_okay=False)]
 DataOption = Annotated[Path, typer.Option("--data", help="Folder with mnist-*.npz, gtsrb-*.tar.gz.", file_okay=False)]
-SplitOption = Annotated[str, typer.Option("--split", help=" or ".join(grid.SPLITS))]
+SplitOption = Annotated[str, typer.Option("--split", help=", ".join(grid.SPLITS))]
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", help="Only cases that match, e.g. small-* or mnist-4x4. Repeatable.")
 ]
@@ -83,8 +83,7 @@ def rejudge_command(
 def cases_command(split: SplitOption = "reported") -> None:
     """List the cases of a split: name, what it varies, architecture, backdoors."""
     for case in grid.cases(split):
-        patches = ", ".join(f"{p.size}x{p.size} {p.pattern} {p.shape} {p.position} -> {p.target}" for p in case.patches)
-        typer.echo(f"{case.name}: {case.group}; {case.config.architecture}; {patches or 'clean'}")
+        typer.echo(f"{case.name}: {case.group}; {case.config.architecture}; {case.backdoors}")
 
 
 @app.command("table")
