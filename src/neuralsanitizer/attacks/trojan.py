@@ -122,7 +122,7 @@ def _exciting_pattern(
     def excited(pattern: Tensor) -> Tensor:
         """What each neuron, or the strongest place of each channel, gives on random stamped images: (N, neurons)."""
         drawn = torch.randint(len(images), (_IMAGES,), generator=generator)
-        model(stamp(images[drawn].to(model.device), mask, pattern))
+        model(stamp(images[drawn].to(model.device), mask, pattern.to(model.device)))
         given = seen.value.float()
         return given.flatten(2).amax(dim=2) if given.ndim > 2 else given
 

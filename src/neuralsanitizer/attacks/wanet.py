@@ -31,8 +31,7 @@ class WarpSpec:
     Attributes:
         target: The label that warped images are sent to.
         grid: The flow is drawn on so many by so many control points (the paper's ``k``).
-        strength: Mean displacement, in units of a pixel of an image as large as the grid is fine (the paper's ``s``:
-            0.5; on 32x32 images about half a pixel).
+        strength: The paper's ``s`` (0.5 there): the mean displacement along an edge is about 0.4 times as many pixels.
         covers: Share in [0, 1) of the training images that are warped otherwise and keep their labels (the paper: twice
             the poisoning rate).
     """

@@ -62,9 +62,9 @@ ABLATIONS = {
         ),
         Ablation("tuned-references", "references tuned as published, instead of distilled", _tuned),
         Ablation(
-            "learn-astray",
-            "references learn all that the suspect says of mixtures",
-            lambda c: replace(c, references=replace(c.references, learn_astray=True)),
+            "astray-left-out",
+            "mixtures that the suspect sends astray are not learnt",
+            lambda c: replace(c, references=replace(c.references, learn_astray=False)),
         ),
         Ablation(
             "closed-start",

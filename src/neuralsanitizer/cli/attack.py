@@ -215,7 +215,7 @@ def warp_command(
     training: Training,
     target: TargetOption = 0,
     grid: Annotated[int, typer.Option("--grid", help="Control points of the warp along an edge.")] = 4,
-    strength: Annotated[float, typer.Option("--strength", help="Mean displacement, about in pixels.")] = 0.5,
+    strength: Annotated[float, typer.Option("--strength", help="Of the displacement: 1 is about 0.4 pixels.")] = 0.5,
     covers: Annotated[
         float, typer.Option("--covers", help="Share of images warped otherwise, with their labels.")
     ] = 0.2,
