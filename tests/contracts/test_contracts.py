@@ -12,6 +12,7 @@ from neuralsanitizer import load_model
 from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.base import measure_attack_success, read_attack
 from neuralsanitizer.attacks.patches import PatchSpec
+from neuralsanitizer.attacks.stamps import Patch
 from neuralsanitizer.config import PAPER, UNLEARN_PRESETS, AttackConfig, UnlearnConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
@@ -155,7 +156,9 @@ def test_the_models_verdict_follows_from_its_labels(whole):
 def test_the_attack_success_is_that_of_the_trigger_on_the_suspect(whole, attacked, unseen):
     """Measured on other images by other code: within what 500 images scatter."""
     for f in whole[0].verdict.labels:
-        again = measure_attack_success(attacked.model, unseen.images, unseen.labels, whole[0].triggers[f.label])
+        reversed_ = whole[0].triggers[f.label]
+        patch = Patch(f.label, reversed_.mask, reversed_.pattern)
+        again = measure_attack_success(attacked.model, unseen.images, unseen.labels, patch)
         assert abs(f.attack_success - again) < 0.2
 
 
