@@ -144,7 +144,15 @@ class RunFolder:
             for name, picture in _pictures(trigger, examples).items():
                 write_atomically(self.path / "triggers" / f"label-{label}-{name}.png", _png(picture))
         write_arrays(self.path / "arrays.npz", arrays)
-        write_json(self.path / "run.json", to_json(run))  # last: its presence says that the scan is finished
+        self.write_verdict(run)  # last: its presence says that the scan is finished
+
+    def write_verdict(self, run: Run) -> None:
+        """Write the record of a scan alone: the triggers of a finished one stay, its verdict may have changed.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        write_json(self.path / "run.json", to_json(run))
 
     def write_repair(self, repair: Repair, triggers: Sequence[Trigger]) -> None:
         """Write what a repair did, and the triggers it removed, beside the scan."""

@@ -83,6 +83,8 @@ def test_what_was_measured_is_judged_anew_with_other_thresholds(data, tmp_path, 
     assert (again.code, case.name in again.stdout) == (0, True)
     (after,) = read_scores(tmp_path / "bench")
     assert after == replace(before, finding=Finding.CLEAN, found=(), inconclusive=())
+    assert run("bench", "run", *options).code == 0  # what goes on from there, goes on from the new verdict
+    assert read_scores(tmp_path / "bench") == [after]
 
     monkeypatch.setitem(config.PRESETS, "tiny", TINY)
     assert run("bench", "rejudge", *options).code == 0
@@ -91,6 +93,10 @@ def test_what_was_measured_is_judged_anew_with_other_thresholds(data, tmp_path, 
     monkeypatch.setitem(config.PRESETS, "tiny", replace(TINY, transfer=replace(TINY.transfer, images=7)))
     refused = run("bench", "rejudge", *options)
     assert (refused.code, "was measured with other settings" in refused.stderr) == (2, True)
+    looks = replace(TINY, verdict=replace(TINY.verdict, restarts=TINY.verdict.restarts + 1))  # measured, not judged
+    monkeypatch.setitem(config.PRESETS, "tiny", looks)
+    assert run("bench", "rejudge", *options).code == 2
+    assert run("bench", "rejudge", *options, "--detector", "magic/default").code == 2
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ One JSON a model and method; what is there is not done again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from neuralsanitizer.benchmark.score import (
     score_scan,
 )
 from neuralsanitizer.data import CleanSet
-from neuralsanitizer.detectors.base import Evidence
+from neuralsanitizer.detectors.base import Detector, Evidence
 from neuralsanitizer.detectors.neural_sanitizer import kept_reference
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import Progress
@@ -89,41 +90,45 @@ class Bench:
         return scores
 
     def rejudge(self, cases: Iterable[Case], detectors: Sequence[str]) -> list[Score]:
-        """Judge anew, with the present thresholds, what earlier runs measured; nothing is measured again.
+        """Judge anew, with the present thresholds, what earlier runs measured; nothing is trained or scanned.
 
-        A repair is kept as long as the same labels are found. Cases without a score are left out.
+        The verdict in the run folder changes with the score. A repair is kept as long as the same labels are found.
+        Cases without a score are left out.
 
         Raises:
             DataError: A data set is missing.
             UsageError: An unknown detector, or a run whose settings differ in more than the thresholds.
+            ModelError: The model of a run is gone.
         """
+        judges = {name: detector_named(name) for name in detectors}
         scores: list[Score] = []
         loaded: dict[str, _Data] = {}
         for case in cases:
-            for name in detectors:
+            for name, detector in judges.items():
                 path = self._score_path(case, name)
                 if not path.exists():
                     continue
-                train, clean, unseen = self._data_of(case, loaded)
-                attacked = self._model(case, train, unseen)
-                score = self._rejudged(case, name, attacked, _as_many_as_given(case, clean))
+                _, clean, _ = self._data_of(case, loaded)
+                score = self._rejudged(case, path, detector, _as_many_as_given(case, clean))
                 write_json(path, to_json(score))
                 scores.append(score)
         return scores
 
-    def _rejudged(self, case: Case, name: str, attacked: AttackResult, clean: CleanSet) -> Score:
-        path, detector = self._score_path(case, name), detector_named(name)
+    def _rejudged(self, case: Case, path: Path, detector: Detector, clean: CleanSet) -> Score:
         before, folder = _read(path), RunFolder(self.output / "runs" / path.stem)
-        run = folder.read().run
+        saved = folder.read()
         settings = to_json(detector.settings)
-        if {**run.settings, "verdict": None} != {**settings, "verdict": None}:
+        if _what_is_measured(saved.run.settings) != _what_is_measured(settings):
             raise UsageError(f"{folder.path} was measured with other settings: remove {path}, and run the case again")
-        parts = [FolderStore(folder.state).get(f"label-{f.label}") for f in run.verdict.labels]
+        attacked = self._trained(case)
+        parts = [FolderStore(folder.state).get(f"label-{f.label}") for f in saved.run.verdict.labels]
         evidence = [Evidence.from_part(part) for part in parts if part is not None]
         if len(evidence) != len(parts):
             raise UsageError(f"{folder.path} lacks what was measured of some labels: remove {path}, and run it again")
+        run = saved.run
         if evidence:
             run = replace(run, verdict=detector.conclude(attacked.model, evidence, clean), settings=settings)
+            folder.write_verdict(run)
         same = run.verdict.infected_labels == before.found
         repaired = before.repair if same else None
         return score_scan(case.name, case.split, case.group, attacked, run, before.references, repaired)
@@ -137,11 +142,19 @@ class Bench:
 
     def _model(self, case: Case, train: CleanSet, unseen: CleanSet) -> AttackResult:
         """The case's model: trained, or read if it was."""
-        path = self.output / "models" / f"{case.model_name}.safetensors"
+        path = self._model_path(case)
         if not path.with_suffix(".truth.json").exists():
             self.progress.start(f"train {case.model_name}", steps_of(case.config, len(train)))
             made = case.attack(train, unseen, case.spec, case.config, device=self.device, advance=self.progress.advance)
             made.save(path)
+        return self._trained(case)
+
+    def _model_path(self, case: Case) -> Path:
+        return self.output / "models" / f"{case.model_name}.safetensors"
+
+    def _trained(self, case: Case) -> AttackResult:
+        """The case's model, as it was trained."""
+        path = self._model_path(case)
         model = load_model(path, arch=case.config.architecture, labels=case.config.labels, device=self.device)
         return read_attack(path, model)
 
@@ -211,6 +224,13 @@ class Bench:
 
     def _score_path(self, case: Case, detector: str) -> Path:
         return self.output / "scores" / f"{case.name}--{detector.replace('/', '-').replace(':', '-')}-{self.seed}.json"
+
+
+def _what_is_measured(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings less the thresholds that only judge. Those that say what is looked at again decide what is measured."""
+    verdict = settings.get("verdict")
+    looks = {name: verdict[name] for name in ("restarts", "clean_excess", "unclear_excess")} if verdict else None
+    return {**settings, "verdict": looks}
 
 
 def _as_many_as_given(case: Case, clean: CleanSet) -> CleanSet:
