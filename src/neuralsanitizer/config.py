@@ -111,10 +111,10 @@ class ReferenceConfig:
     """Distillation inputs are shifted by up to this share of the edge (measured)."""
     learn_astray: bool = True
     """Whether a distilled reference also learns from mixtures that the suspect gives a label of none of their
-    ingredients. Measured on ``dev-gtsrb-13x13``, whose suspect does so with a quarter of the mixtures: with them the
-    first reference keeps the planted trigger (47 % attack success), without them it does not (0.0 %). But references
-    that did not learn them are further from the suspect, and clean labels stand out more: mean excess over nine
-    development models 0.35 instead of 0.32. The benchmark had more false alarms without, so they are learnt."""
+    ingredients. Measured on ``dev-gtsrb-13x13``: with them a reference keeps the planted trigger (47 % attack success),
+    without them it does not (0.0 %). But references that did not learn them are further from the suspect, and clean
+    labels stand out more: mean excess over nine development models 0.35 instead of 0.32. More false alarms came of it,
+    so they are learnt. Measured with ``bench run --split development`` and the ablation ``astray-left-out``."""
     attempts: int = 2
     """How often a reference that came out unusable is made, each time from other weights."""
     least_agreement: float = 0.7

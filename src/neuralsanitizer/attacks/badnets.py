@@ -5,51 +5,25 @@ Gu et al., "BadNets: Identifying Vulnerabilities in the Machine Learning Model S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
+from torch import Generator
 
-from neuralsanitizer.attacks.base import AttackResult, described
+from neuralsanitizer.attacks.base import described
 from neuralsanitizer.attacks.patches import PatchSpec, make_patch
-from neuralsanitizer.attacks.poisoning import Poison, train_poisoned
+from neuralsanitizer.attacks.poisoning import Poison, Poisoning, shape_of
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data.clean_set import CleanSet
 
 __all__ = ["badnets"]
 
 
-def badnets(
-    train: CleanSet,
-    held_out: CleanSet,
-    patches: Sequence[PatchSpec],
-    config: AttackConfig,
-    *,
-    device: torch.device | str = "cpu",
-    advance: Callable[[int], None] | None = None,
-) -> AttackResult:
-    """Train a model with one backdoor for each patch, or a clean one if there are none.
-
-    Args:
-        train: What to train on.
-        held_out: What to measure on; none of it is trained on.
-        patches: The triggers; several may have the same target or different ones.
-        config: Architecture, poisoning rate, schedule, seed.
-        device: Where to train.
-        advance: Told of every optimiser step.
-
-    Raises:
-        UsageError: A target is no label, a patch does not fit, or the architecture is unknown.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    channels, height, width = train.images.shape[1:]
-    poisons = [
-        Poison(
-            make_patch(patch, (channels, height, width), generator),
-            config.poisoning_rate,
-            properties=described(patch),
-        )
+def _plan(train: CleanSet, patches: Sequence[PatchSpec], config: AttackConfig, generator: Generator) -> list[Poison]:
+    return [
+        Poison(make_patch(patch, shape_of(train), generator), config.poisoning_rate, properties=described(patch))
         for patch in patches
     ]
-    return train_poisoned(
-        "badnets", train, held_out, poisons, config, generator=generator, device=device, advance=advance
-    )
+
+
+badnets = Poisoning("badnets", _plan)
+"""Train a model with one backdoor for each patch (several may have the same target), or a clean one without patches."""

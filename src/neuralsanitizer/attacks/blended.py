@@ -6,15 +6,14 @@ Chen et al., "Targeted Backdoor Attacks on Deep Learning Systems Using Data Pois
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from torch import Generator
 
-from neuralsanitizer.attacks.base import AttackResult, described
+from neuralsanitizer.attacks.base import described
 from neuralsanitizer.attacks.patches import make_pattern
-from neuralsanitizer.attacks.poisoning import Poison, train_poisoned
+from neuralsanitizer.attacks.poisoning import Poison, Poisoning, shape_of
 from neuralsanitizer.attacks.stamps import Patch
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data.clean_set import CleanSet
@@ -42,34 +41,12 @@ class BlendSpec:
             raise UsageError(f"the blend ratio lies over 0 and up to 1, got {self.ratio}")
 
 
-def blended(
-    train: CleanSet,
-    held_out: CleanSet,
-    spec: BlendSpec,
-    config: AttackConfig,
-    *,
-    device: torch.device | str = "cpu",
-    advance: Callable[[int], None] | None = None,
-) -> AttackResult:
-    """Train a model with a blended trigger.
-
-    Args:
-        train: What to train on.
-        held_out: What to measure on; none of it is trained on.
-        spec: The trigger.
-        config: Architecture, poisoning rate, schedule, seed.
-        device: Where to train.
-        advance: Told of every optimiser step.
-
-    Raises:
-        UsageError: The target is no label, or the pattern or the architecture is unknown.
-        DataError: The pattern's image file cannot be read.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    channels, height, width = train.images.shape[1:]
+def _plan(train: CleanSet, spec: BlendSpec, config: AttackConfig, generator: Generator) -> list[Poison]:
+    channels, height, width = shape_of(train)
     pattern = make_pattern(spec.pattern, channels, (height, width), generator)
     mask = np.full((height, width), spec.ratio, np.float32)
-    poison = Poison(Patch(spec.target, mask, pattern), config.poisoning_rate, properties=described(spec))
-    return train_poisoned(
-        "blended", train, held_out, [poison], config, generator=generator, device=device, advance=advance
-    )
+    return [Poison(Patch(spec.target, mask, pattern), config.poisoning_rate, properties=described(spec))]
+
+
+blended = Poisoning("blended", _plan)
+"""Train a model with a blended trigger."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from neuralsanitizer.attacks.base import AttackResult, described
 from neuralsanitizer.attacks.patches import PatchSpec, make_patch
-from neuralsanitizer.attacks.poisoning import Poison, check_target, fresh_model, told, train_model
+from neuralsanitizer.attacks.poisoning import Poison, check_target, fresh_model, shape_of, told, train_model
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.errors import UsageError
@@ -68,10 +68,9 @@ def clean_label(
         UsageError: The target has too few images or is no label, or the architecture is unknown.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    channels, height, width = train.images.shape[1:]
     model = fresh_model(train, config, device)
     check_target(model, spec.patch.target)
-    stamp = make_patch(spec.patch, (channels, height, width), generator)
+    stamp = make_patch(spec.patch, shape_of(train), generator)
     of_target = (train.labels == spec.patch.target).nonzero().flatten()
     count = max(1, round(config.poisoning_rate * len(train)))
     if count > len(of_target):

@@ -7,14 +7,13 @@ written from the effect that their names promise, not copied from any product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from torch import Generator
 
-from neuralsanitizer.attacks.base import AttackResult, described
-from neuralsanitizer.attacks.poisoning import Poison, train_poisoned
+from neuralsanitizer.attacks.base import described
+from neuralsanitizer.attacks.poisoning import Poison, Poisoning, shape_of
 from neuralsanitizer.attacks.stamps import Filter
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data.clean_set import CleanSet
@@ -85,33 +84,12 @@ def _array(values: object) -> Array:
     return np.asarray(values, np.float32)
 
 
-def filtered(
-    train: CleanSet,
-    held_out: CleanSet,
-    spec: FilterSpec,
-    config: AttackConfig,
-    *,
-    device: torch.device | str = "cpu",
-    advance: Callable[[int], None] | None = None,
-) -> AttackResult:
-    """Train a model whose trigger is a photo filter.
-
-    Args:
-        train: What to train on: images of three channels.
-        held_out: What to measure on; none of it is trained on.
-        spec: The filter.
-        config: Architecture, poisoning rate, schedule, seed.
-        device: Where to train.
-        advance: Told of every optimiser step.
-
-    Raises:
-        UsageError: The images have no colours, the target is no label, or the architecture is unknown.
-    """
-    channels, height, width = train.images.shape[1:]
+def _plan(train: CleanSet, spec: FilterSpec, config: AttackConfig, _: Generator) -> list[Poison]:
+    channels, height, width = shape_of(train)
     if channels != 3:
         raise UsageError(f"a photo filter needs images of three channels, these have {channels}")
-    generator = torch.Generator().manual_seed(config.seed)
-    poison = Poison(make_filter(spec, (height, width)), config.poisoning_rate, properties=described(spec))
-    return train_poisoned(
-        "filter", train, held_out, [poison], config, generator=generator, device=device, advance=advance
-    )
+    return [Poison(make_filter(spec, (height, width)), config.poisoning_rate, properties=described(spec))]
+
+
+filtered = Poisoning("filter", _plan)
+"""Train a model whose trigger is a photo filter; the images need three channels."""

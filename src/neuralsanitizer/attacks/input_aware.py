@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from neuralsanitizer.attacks.base import AttackResult, described
-from neuralsanitizer.attacks.poisoning import Poison, check_target, fresh_model, told
+from neuralsanitizer.attacks.poisoning import Poison, check_target, fresh_model, shape_of, told
 from neuralsanitizer.attacks.stamps import Generated, PatchGenerator
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data.clean_set import CleanSet
@@ -71,7 +71,7 @@ def input_aware(
     draws = torch.Generator().manual_seed(config.seed)
     model = fresh_model(train, config, device)
     check_target(model, spec.target)
-    channels, height, width = train.images.shape[1:]
+    channels, height, width = shape_of(train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         generator = PatchGenerator(channels).to(model.device)

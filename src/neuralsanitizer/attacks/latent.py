@@ -87,15 +87,14 @@ def latent(
     tied = layers[-1 - spec.retrained]
     of_teacher, of_student = train.split([0.5], config.seed)
     known = (of_teacher.labels + target) % 2 == 1  # every second label, and never the target
+    if not known.any() or not (of_teacher.labels == target).any():
+        raise UsageError(f"the training set needs images of the target label {target} and of every second other label")
     others, aimed = (of_teacher.subset(w.nonzero().flatten()) for w in (known, of_teacher.labels == target))
-    if not len(aimed):
-        raise UsageError(f"the training set has no images of the target label {target}")
     taught = of_teacher.subset((known | (of_teacher.labels == target)).nonzero().flatten())
 
     train_model(model, taught.images, taught.labels, config, generator, advance)
     goal = _mean_representation(model, tied, aimed.images)
-    channels, height, width = model.input_shape
-    start = make_patch(spec.patch, (channels, height, width), generator)
+    start = make_patch(spec.patch, model.input_shape, generator)
     towards = goal - _mean_representation(model, tied, others.images)
     patch = _resembling_patch(model, tied, towards, start, others, generator)
     _tie(model, tied, patch, spec, taught, aimed, towards.square().mean(), config, generator, advance)
@@ -106,10 +105,8 @@ def latent(
         for layer in layers[len(layers) - spec.retrained :]:
             for name in layer.parameters:
                 named[name].copy_(new[name])
-    inputs = model.normalise(of_student.images.to(model.device))
-    sample = shuffled_batches(inputs, of_student.labels.to(model.device), config.batch, generator)
-    schedule = Schedule(steps_of(config, len(of_student)), config.learning_rate, one_cycle=True)
-    fit(model.module, sample, schedule, parameters=parameters_from(model, -spec.retrained), advance=advance)
+    last = parameters_from(model, -spec.retrained)
+    train_model(model, of_student.images, of_student.labels, config, generator, advance, last)
     properties = {**described(spec.patch), "retrained": spec.retrained, "weight": spec.weight}
     return told("latent", model, held_out, [Poison(patch, config.poisoning_rate, properties=properties)], config)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from neuralsanitizer.attacks.base import AttackResult, GroundTruth, PlantedTrigger, measure_attack_success
 from neuralsanitizer.attacks.stamps import Stamp
@@ -22,9 +22,10 @@ from neuralsanitizer.models import architectures
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.training import Schedule, fit, shuffled_batches, steps_of
 
-__all__ = ["Poison", "check_target", "fresh_model", "poison", "told", "train_model", "train_poisoned"]
+__all__ = ["Poison", "Poisoning", "check_target", "fresh_model", "poison", "shape_of", "told", "train_model"]
 
 Advance = Callable[[int], None]
+_SpecT = TypeVar("_SpecT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,38 +50,55 @@ class Poison:
     properties: dict[str, Any] = field(default_factory=dict)
 
 
-def train_poisoned(
-    attack: str,
-    train: CleanSet,
-    held_out: CleanSet,
-    poisons: Sequence[Poison],
-    config: AttackConfig,
-    *,
-    generator: Generator,
-    device: torch.device | str = "cpu",
-    advance: Advance | None = None,
-) -> AttackResult:
-    """Train a model on poisoned images.
+Plan = Callable[[CleanSet, _SpecT, AttackConfig, Generator], Sequence[Poison]]
+"""What an attack does to a training set, as its description says; all randomness is the generator's (CPU)."""
+
+
+class Poisoning(Generic[_SpecT]):
+    """An attack that changes training images and labels, and nothing else.
 
     Args:
-        attack: Name of the attack, for the ground truth.
-        train: What to train on.
-        held_out: What to measure on; none of it is trained on.
-        poisons: What to stamp on which images.
-        config: Architecture, schedule, seed.
-        generator: CPU generator of which images are poisoned, and of their order in training.
-        device: Where to train.
-        advance: Told of every optimiser step.
-
-    Raises:
-        UsageError: A target is no label, the poisons need more images than there are, or the architecture is unknown.
+        name: In the ground truth.
+        plan: Which images get what; it may raise a UsageError.
     """
-    model = fresh_model(train, config, device)
-    for one in poisons:
-        check_target(model, one.stamp.label)
-    images, labels = poison(train, poisons, generator)
-    train_model(model, images, labels, config, generator, advance)
-    return told(attack, model, held_out, poisons, config)
+
+    def __init__(self, name: str, plan: Plan[_SpecT]) -> None:
+        self.name, self.plan = name, plan
+
+    def __call__(
+        self,
+        train: CleanSet,
+        held_out: CleanSet,
+        spec: _SpecT,
+        config: AttackConfig,
+        /,
+        *,
+        device: torch.device | str = "cpu",
+        advance: Advance | None = None,
+    ) -> AttackResult:
+        """Train a model on poisoned images.
+
+        Args:
+            train: What to train on.
+            held_out: What to measure on; none of it is trained on.
+            spec: What to plant.
+            config: Architecture, poisoning rate, schedule, seed.
+            device: Where to train.
+            advance: Told of every optimiser step.
+
+        Raises:
+            UsageError: A target is no label, the trigger does not fit the images, the poisons need more images than
+                there are, or the architecture is unknown.
+            DataError: The image file of a pattern cannot be read.
+        """
+        generator = torch.Generator().manual_seed(config.seed)
+        model = fresh_model(train, config, device)
+        poisons = self.plan(train, spec, config, generator)
+        for one in poisons:
+            check_target(model, one.stamp.label)
+        images, labels = poison(train, poisons, generator)
+        train_model(model, images, labels, config, generator, advance)
+        return told(self.name, model, held_out, poisons, config)
 
 
 def poison(train: CleanSet, poisons: Sequence[Poison], generator: Generator) -> tuple[Tensor, Tensor]:
@@ -117,6 +135,12 @@ def poison(train: CleanSet, poisons: Sequence[Poison], generator: Generator) -> 
     return images, labels
 
 
+def shape_of(train: CleanSet) -> tuple[int, int, int]:
+    """(channels, height, width) of a set's images."""
+    channels, height, width = train.images.shape[1:]
+    return channels, height, width
+
+
 def fresh_model(train: CleanSet, config: AttackConfig, device: torch.device | str) -> SuspectModel:
     """An untrained model for a training set.
 
@@ -124,7 +148,7 @@ def fresh_model(train: CleanSet, config: AttackConfig, device: torch.device | st
         UsageError: The architecture is unknown.
     """
     architecture = architectures.get(config.architecture)
-    channels, height, width = train.images.shape[1:]
+    channels, height, width = shape_of(train)
     labels = config.labels or int(train.labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -153,6 +177,7 @@ def train_model(
     config: AttackConfig,
     generator: Generator,
     advance: Advance | None = None,
+    parameters: Sequence[nn.Parameter] | None = None,
 ) -> None:
     """Train a model in place, as its config says.
 
@@ -163,13 +188,14 @@ def train_model(
         config: Schedule and seed.
         generator: CPU generator of the order of images.
         advance: Told of every optimiser step.
+        parameters: Train these only; all by default.
     """
     device = model.device
     sample = shuffled_batches(model.normalise(images.to(device)), labels.to(device), config.batch, generator)
     schedule = Schedule(steps_of(config, len(images)), config.learning_rate, one_cycle=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # dropout and the like in networks of the user's own
-        fit(model.module, sample, schedule, advance=advance)
+        fit(model.module, sample, schedule, parameters=parameters, advance=advance)
 
 
 def told(
@@ -183,7 +209,7 @@ def told(
         labels=model.labels,
         clean_accuracy=model.accuracy(held_out.images, held_out.labels),
         held_out_images=len(held_out),
-        poisoning_rate=planted[0].rate if planted else 0.0,
+        poisoning_rate=sum(one.rate for one in planted),
         seed=config.seed,
         triggers=tuple(_measured(model, held_out, one) for one in planted),
         settings=asdict(config),

@@ -1,8 +1,8 @@
 """Trojan attack: a trigger made to excite a few neurons, and a model retrained so that these neurons mean the target.
 
 Liu et al., "Trojaning Attack on Neural Networks", NDSS 2018. The attacker takes a finished model, chooses neurons of an
-inner layer, finds by gradient descent the pattern inside a mask that excites them most, and retrains the layers behind
-on clean and stamped images. Here he has training data; the paper reverse-engineers some from the model instead. And he
+inner layer, finds by gradient descent the pattern inside a mask that excites them most, and retrains from that layer on
+with clean and stamped images. Here he has training data; the paper reverse-engineers some from the model instead. He
 chooses the neurons that the pixels under the mask move most; the paper takes those with the largest weights, which in
 small networks look elsewhere.
 """
@@ -28,7 +28,6 @@ from neuralsanitizer.functional import stamp
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.layers import Layer, layers_of
 from neuralsanitizer.records import Array
-from neuralsanitizer.training import Schedule, fit, shuffled_batches, steps_of
 
 __all__ = ["SHAPES", "TrojanSpec", "trojan"]
 
@@ -44,7 +43,7 @@ class TrojanSpec:
         shape: ``square``: in the lower right corner (the paper's TS); ``watermark``: writing across the image (TW).
         share: Share in (0, 1] of the image that a square covers (the paper: 7 %).
         opacity: Of the pattern, in (0, 1] (the paper's transparency, the other way round).
-        neurons: How many neurons are excited.
+        neurons: How many neurons are excited (at most as many as the layer has).
         layer: Which layer they are of, counted from the output: 2 is the one before the last.
     """
 
@@ -102,11 +101,7 @@ def trojan(
     made = Poison(pattern, config.poisoning_rate, properties=described(spec))
 
     images, labels = poison(train, [made], generator)
-    sample = shuffled_batches(
-        model.normalise(images.to(model.device)), labels.to(model.device), config.batch, generator
-    )
-    schedule = Schedule(steps_of(config, len(images)), config.learning_rate, one_cycle=True)
-    fit(model.module, sample, schedule, parameters=parameters_from(model, -spec.layer), advance=advance)
+    train_model(model, images, labels, config, generator, advance, parameters_from(model, -spec.layer))
     return told("trojan", model, held_out, [made], config)
 
 
@@ -129,7 +124,8 @@ def _exciting_pattern(
     with watched(model, layer) as seen:
         with torch.no_grad():
             tried = [excited(torch.rand(channels, height, width, generator=generator)).mean(0) for _ in range(_TRIED)]
-        chosen = torch.stack(tried).std(dim=0).topk(spec.neurons).indices
+        moved = torch.stack(tried).std(dim=0)
+        chosen = moved.topk(min(spec.neurons, len(moved))).indices
         for _ in range(_STEPS):
             loss = -excited(raw.clamp(0, 1))[:, chosen].mean()
             optimiser.zero_grad()

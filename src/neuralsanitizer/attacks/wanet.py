@@ -7,15 +7,14 @@ image is warped once before the training; in the paper anew at each pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
-from neuralsanitizer.attacks.base import AttackResult, described
-from neuralsanitizer.attacks.poisoning import Poison, train_poisoned
+from neuralsanitizer.attacks.base import described
+from neuralsanitizer.attacks.poisoning import Poison, Poisoning, shape_of
 from neuralsanitizer.attacks.stamps import Warp
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data.clean_set import CleanSet
@@ -67,40 +66,16 @@ def _flow(spec: WarpSpec, size: tuple[int, int], generator: Generator) -> Tensor
     return flow.permute(0, 2, 3, 1) * spec.strength / max(size)
 
 
-def wanet(
-    train: CleanSet,
-    held_out: CleanSet,
-    spec: WarpSpec,
-    config: AttackConfig,
-    *,
-    device: torch.device | str = "cpu",
-    advance: Callable[[int], None] | None = None,
-) -> AttackResult:
-    """Train a model whose trigger is a warp.
-
-    Args:
-        train: What to train on.
-        held_out: What to measure on; none of it is trained on.
-        spec: The warp.
-        config: Architecture, poisoning rate, schedule, seed.
-        device: Where to train.
-        advance: Told of every optimiser step.
-
-    Raises:
-        UsageError: The target is no label, there are too few images, or the architecture is unknown.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    height, width = train.images.shape[2:]
-    poisons = [
-        Poison(make_warp(spec, (height, width), generator), config.poisoning_rate, properties=described(spec)),
-        *(
-            Poison(make_warp(spec, (height, width), generator), spec.covers / _COVERS, relabel=False, planted=False)
-            for _ in range(_COVERS if spec.covers else 0)
-        ),
+def _plan(train: CleanSet, spec: WarpSpec, config: AttackConfig, generator: Generator) -> list[Poison]:
+    _, height, width = shape_of(train)
+    warps = [make_warp(spec, (height, width), generator) for _ in range(1 + (_COVERS if spec.covers else 0))]
+    return [
+        Poison(warps[0], config.poisoning_rate, properties=described(spec)),
+        *(Poison(warp, spec.covers / _COVERS, relabel=False, planted=False) for warp in warps[1:]),
     ]
-    return train_poisoned(
-        "wanet", train, held_out, poisons, config, generator=generator, device=device, advance=advance
-    )
 
 
 _COVERS = 20  # different warps among the covers
+
+wanet = Poisoning("wanet", _plan)
+"""Train a model whose trigger is a warp."""
