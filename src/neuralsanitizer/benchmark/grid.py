@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from neuralsanitizer.attacks.all_to_all import all_to_all
 from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.base import Attack
@@ -44,6 +47,7 @@ class Task:
         test: Likewise the test set: the user's clean set and what truth is measured on come from it.
         clean_images: How many images of the test set the user has.
         train_images: At most so many training images; 0: all.
+        labels: Only the images of so many labels, those with the most training images, numbered anew; 0: all.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Task:
     test: str
     clean_images: int
     train_images: int = 0
+    labels: int = 0
 
 
 TASKS = {
@@ -60,6 +65,8 @@ TASKS = {
         Task("mnist-weak", "mnist-train.npz", "mnist-test.npz", 5000, 4000),
         Task("mnist-overfitted", "mnist-train.npz", "mnist-test.npz", 5000, 1500),
         Task("gtsrb", "gtsrb-train.tar.gz", "gtsrb-test.tar.gz", 4000),
+        # More than half of all images, a third of the labels: what many models of many attacks can be scanned on.
+        Task("gtsrb-12", "gtsrb-train.tar.gz", "gtsrb-test.tar.gz", 3000, labels=12),
         Task("cifar10", "cifar10-train.tar.gz", "cifar10-test.tar.gz", 5000),
     )
 }
@@ -129,6 +136,7 @@ _FAMILIES = {
         # Forty passes over 1,500 images: all of them known by heart.
         _Family("overfitted", "mnist-overfitted", AttackConfig("mnist-cnn", 10, epochs=40)),
         _Family("gtsrb", "gtsrb", AttackConfig("gtsrb-cnn", 43, epochs=5, learning_rate=1e-3)),
+        _Family("signs", "gtsrb-12", AttackConfig("gtsrb-cnn", 12, epochs=5, learning_rate=1e-3)),
         # A smaller residual network than the paper's, for machines without a GPU.
         _Family("cifar", "cifar10", AttackConfig("cifar10-resnet8", 10, epochs=10, learning_rate=3e-3)),
     )
@@ -159,6 +167,50 @@ def _with_fewer_images(case: Case, *counts: int) -> tuple[Case, ...]:
         replace(case, name=f"{case.name}-of-{count}", group="clean set", clean_images=count, model=case.name)
         for count in counts
     )
+
+
+_Made = Callable[[int, str], tuple[Any, AttackConfig]]
+"""Gives, for a target label and a family, what is planted and how it is trained."""
+
+
+def _planted(spec: Callable[[int], Any], **changes: Any) -> _Made:  # noqa: ANN401 - specs of all attacks
+    return lambda target, family: (spec(target), replace(_FAMILIES[family].config, **changes))
+
+
+def _with_right_labels(target: int, family: str) -> tuple[CleanLabelSpec, AttackConfig]:
+    """The pixels of digits can be changed by more than those of photographs, and a traffic sign has fewer images."""
+    digits = family == "small"
+    spec = CleanLabelSpec(PatchSpec(target, 6), epsilon=0.4 if digits else 0.1)
+    return spec, replace(_FAMILIES[family].config, poisoning_rate=0.06 if digits else 0.04)
+
+
+ZOO: dict[str, tuple[Attack[Any], _Made]] = {
+    "trojan-square": (trojan, _planted(TrojanSpec)),
+    "trojan-watermark": (trojan, _planted(partial(TrojanSpec, shape="watermark", opacity=0.7))),
+    "latent": (latent, _planted(lambda target: LatentSpec(PatchSpec(target, 6)))),
+    "blended": (blended, _planted(BlendSpec)),
+    "all-to-all": (all_to_all, _planted(lambda target: PatchSpec(target, 4), poisoning_rate=0.3)),
+    "clean-label": (clean_label, _with_right_labels),
+    "warp": (wanet, _planted(partial(WarpSpec, strength=1.0), epochs=8)),
+    "input-aware": (input_aware, _planted(InputAwareSpec)),
+    "filter-sepia": (filtered, _planted(partial(FilterSpec, name="sepia"))),
+    "filter-noir": (filtered, _planted(partial(FilterSpec, name="noir"))),
+    "filter-warm": (filtered, _planted(partial(FilterSpec, name="warm"))),
+    "filter-cool": (filtered, _planted(partial(FilterSpec, name="cool"))),
+    "filter-faded": (filtered, _planted(partial(FilterSpec, name="faded"))),
+    "filter-vivid": (filtered, _planted(partial(FilterSpec, name="vivid"))),
+}
+"""Attacks other than BadNets, and how strong each is planted in the benchmark."""
+
+_TARGETS = {"small": (3, 5, 8), "signs": (1, 4, 11)}
+
+
+def _attack_case(split: str, name: str, family: str, kind: str, target: int, seed: int) -> Case:
+    """A model of one of the attacks in :data:`ZOO`."""
+    attack, make = ZOO[kind]
+    spec, config = make(target, family)
+    config = replace(config, seed=seed)
+    return Case(name, split, kind.replace("-", " "), _FAMILIES[family].task, spec, config, attack=attack)
 
 
 def _development() -> tuple[Case, ...]:
@@ -193,6 +245,11 @@ def _development() -> tuple[Case, ...]:
         *_clean("development", "overfitted", 26, 30, 31),
         *_clean("development", "gtsrb", 27, 28),
         *_clean("development", "cifar", 29),
+        *(
+            _attack_case("development", f"dev-signs-filter-{name}", "signs", f"filter-{name}", target, seed)
+            for name, target, seed in (("cool", 7, 35), ("faded", 2, 36), ("vivid", 10, 37))
+        ),
+        *_clean("development", "signs", 38, 39, 40),
     )
 
 
@@ -278,61 +335,21 @@ def _with_checkers(target: int) -> tuple[PatchSpec, ...]:
     )
 
 
-_Made = Callable[[int, str], tuple[Any, AttackConfig]]
-"""Gives, for a target label and a family, what is planted and how it is trained."""
-
-
-def _planted(spec: Callable[[int], Any], **changes: Any) -> _Made:  # noqa: ANN401 - specs of all attacks
-    return lambda target, family: (spec(target), replace(_FAMILIES[family].config, **changes))
-
-
-def _with_right_labels(target: int, family: str) -> tuple[CleanLabelSpec, AttackConfig]:
-    """The pixels of digits can be changed by more than those of photographs, and a traffic sign has fewer images."""
-    digits = family == "mnist"
-    spec = CleanLabelSpec(PatchSpec(target, 6), epsilon=0.4 if digits else 0.1)
-    return spec, replace(_FAMILIES[family].config, poisoning_rate=0.06 if digits else 0.04)
-
-
-ZOO: dict[str, tuple[Attack[Any], _Made]] = {
-    "trojan-square": (trojan, _planted(TrojanSpec)),
-    "trojan-watermark": (trojan, _planted(partial(TrojanSpec, shape="watermark", opacity=0.7))),
-    "latent": (latent, _planted(lambda target: LatentSpec(PatchSpec(target, 6)))),
-    "blended": (blended, _planted(BlendSpec)),
-    "all-to-all": (all_to_all, _planted(lambda target: PatchSpec(target, 4), poisoning_rate=0.3)),
-    "clean-label": (clean_label, _with_right_labels),
-    "warp": (wanet, _planted(partial(WarpSpec, strength=1.0), epochs=8)),
-    "input-aware": (input_aware, _planted(InputAwareSpec)),
-    "filter-sepia": (filtered, _planted(partial(FilterSpec, name="sepia"))),
-    "filter-noir": (filtered, _planted(partial(FilterSpec, name="noir"))),
-    "filter-warm": (filtered, _planted(partial(FilterSpec, name="warm"))),
-}
-"""Attacks other than BadNets, and how strong each is planted in the benchmark."""
-
-_TARGETS = {"mnist": (3, 5, 8), "gtsrb": (1, 12, 38)}  # signs with many images: a clean-label attack needs them
-
-
 def _attacked() -> tuple[Case, ...]:
-    """Three models of each attack on each data set; filters need colours."""
-    return tuple(
-        Case(
-            f"{family}-{name}-{seed}",
-            "attacks",
-            name.replace("-", " "),
-            _FAMILIES[family].task,
-            spec,
-            replace(config, seed=seed),
-            attack=attack,
-        )
+    """Three models of each attack on each data set, and clean ones; filters need colours."""
+    planted = (
+        _attack_case("attacks", f"{family}-{kind}-{seed}", family, kind, target, seed)
         for family, targets in _TARGETS.items()
-        for kind, (name, (attack, make)) in enumerate(ZOO.items())
-        if family != "mnist" or attack is not filtered
+        for place, kind in enumerate(_REPORTED_ATTACKS)
+        if family != "small" or ZOO[kind][0] is not filtered
         for number, target in enumerate(targets)
-        for seed in [_FIRST_SEED[family] + 3 * kind + number]
-        for spec, config in [make(target, family)]
+        for seed in [_FIRST_SEED[family] + 3 * place + number]
     )
+    return (*planted, *_clean("attacks", "small", 241, 242, 243), *_clean("attacks", "signs", 291, 292, 293))
 
 
-_FIRST_SEED = {"mnist": 201, "gtsrb": 251}
+_REPORTED_ATTACKS = tuple(kind for kind in ZOO if kind not in {"filter-cool", "filter-faded", "filter-vivid"})
+_FIRST_SEED = {"small": 201, "signs": 251}
 
 
 CASES = _development() + _reported() + _attacked()
@@ -368,8 +385,17 @@ def load_task(task: Task, data: Path, cache: Path, note: Callable[[str], None]) 
     """
     train = load_clean_set(_unpacked(data / task.train, cache, note), limit=task.train_images or None)
     test = load_clean_set(_unpacked(data / task.test, cache, note), shape=(*train.images.shape[1:],))
+    if task.labels:
+        commonest = torch.bincount(train.labels).argsort(descending=True, stable=True)[: task.labels].sort().values
+        train, test = _only(train, commonest), _only(test, commonest)
     clean, unseen = test.split([task.clean_images / len(test)], seed=0)
     return train, clean, unseen
+
+
+def _only(images: CleanSet, labels: Tensor) -> CleanSet:
+    """The images of some labels (ascending), numbered from 0 in their order."""
+    kept = images.subset(torch.isin(images.labels, labels).nonzero().flatten())
+    return replace(kept, labels=torch.searchsorted(labels, kept.labels))
 
 
 def _unpacked(path: Path, cache: Path, note: Callable[[str], None]) -> Path:
