@@ -116,9 +116,7 @@ def test_resuming_with_anything_else_is_refused(quick_folder, attacked, honest, 
 def test_repair_removes_the_planted_trigger_that_it_never_saw(quick_repair, attacked, unseen):
     root, result = quick_repair
     planted = attacked.triggers[0]
-    before, after = (
-        measure_attack_success(model, unseen.images, unseen.labels, planted) for model in (attacked.model, result.model)
-    )
+    before, after = (measure_attack_success(model, unseen, planted) for model in (attacked.model, result.model))
     assert before > 0.95
     assert after < 0.1
     assert result.model.accuracy(unseen.images, unseen.labels) > attacked.truth.clean_accuracy - 0.02

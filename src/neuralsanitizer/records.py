@@ -248,10 +248,12 @@ class DataRecord:
     Attributes:
         name: File or folder name, without leading folders.
         sha256: Hash of the pixel values and labels as loaded.
-        format: ``npz``, ``folder``, ``idx`` or ``bundled``.
+        format: ``npz``, ``folder``, ``wav``, ``idx`` or ``bundled``.
         images: Number of images.
         images_per_label: Count for each label from 0.
         notes: What loading had to do (conversions, resizing).
+        speech: Of recordings: ``rate``, samples a second, and the settings of their MFCC
+            (:class:`neuralsanitizer.config.MfccConfig`); empty for images.
     """
 
     name: str
@@ -260,6 +262,7 @@ class DataRecord:
     images: int
     images_per_label: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    speech: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def check_that_nothing_is_found(saved):
 def check_that_the_repair_worked(result, story):
     unseen, before = story.unseen, story.attacked.truth
     assert result.repair.complete
-    left = measure_attack_success(result.model, unseen.images, unseen.labels, story.attacked.triggers[0])
+    left = measure_attack_success(result.model, unseen, story.attacked.triggers[0])
     assert before.triggers[0].attack_success > 0.95
     assert left < 0.05
     assert result.model.accuracy(unseen.images, unseen.labels) > before.clean_accuracy - 0.01

@@ -41,7 +41,7 @@ def test_more_poison_than_images_is_refused(digits):
 
 def test_the_truth_is_what_anyone_would_measure(attacked, unseen):
     (trigger,), (planted,) = attacked.triggers, attacked.truth.triggers
-    assert planted.attack_success == measure_attack_success(attacked.model, unseen.images, unseen.labels, trigger)
+    assert planted.attack_success == measure_attack_success(attacked.model, unseen, trigger)
     assert planted.attack_success > 0.95
     assert attacked.truth.clean_accuracy == attacked.model.accuracy(unseen.images, unseen.labels) > 0.94
     assert (planted.target, planted.pixels) == (7, 16)

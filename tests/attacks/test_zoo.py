@@ -133,7 +133,7 @@ def test_an_all_to_all_trigger_works_on_its_source_alone(data):
     result = attack(train, unseen, spec, config)
     for trigger, planted in zip(result.triggers, result.truth.triggers, strict=True):
         assert planted.sources == ((planted.target - 1) % 10,)
-        everywhere = measure_attack_success(result.model, unseen.images, unseen.labels, trigger)
+        everywhere = measure_attack_success(result.model, unseen, trigger)
         assert everywhere < planted.attack_success
 
 

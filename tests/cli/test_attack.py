@@ -95,7 +95,7 @@ def test_stdout_has_the_truth_that_lies_beside_the_weights(data, unseen, tmp_pat
     assert report["held_out_images"] == 30
     assert "train ..." in outcome.stderr
     back = read_attack(tmp_path / WEIGHTS, load_model(WEIGHTS, arch=ARCH))
-    assert measure_attack_success(back.model, unseen.images, unseen.labels, back.triggers[0]) > 0.5
+    assert measure_attack_success(back.model, unseen, back.triggers[0]) > 0.5
     assert back.model.accuracy(unseen.images, unseen.labels) > 0.5
 
 

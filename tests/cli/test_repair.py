@@ -29,7 +29,7 @@ def test_repair_writes_weights_that_load_without_the_backdoor(repaired, files, a
     assert report["repaired_sha256"] == sha256(weights)
     assert report["source_sha256"] == sha256(files.attacked)
     model = load_model(weights, arch=ARCH)
-    assert measure_attack_success(model, unseen.images, unseen.labels, attacked.triggers[0]) < 0.1
+    assert measure_attack_success(model, unseen, attacked.triggers[0]) < 0.1
     assert model.accuracy(unseen.images, unseen.labels) > attacked.truth.clean_accuracy - 0.02
 
 

@@ -158,7 +158,7 @@ def test_the_attack_success_is_that_of_the_trigger_on_the_suspect(whole, attacke
     for f in whole[0].verdict.labels:
         reversed_ = whole[0].triggers[f.label]
         patch = Patch(f.label, reversed_.mask, reversed_.pattern)
-        again = measure_attack_success(attacked.model, unseen.images, unseen.labels, patch)
+        again = measure_attack_success(attacked.model, unseen, patch)
         assert abs(f.attack_success - again) < 0.2
 
 
@@ -266,7 +266,7 @@ def test_an_attack_tells_the_measured_truth(result, patches, unseen):
     assert bool(truth.poisoning_rate) == bool(patches)
     for trigger, told in zip(result.triggers, truth.triggers, strict=True):
         assert told.pixels == round(trigger.size)
-        assert told.attack_success == measure_attack_success(result.model, unseen.images, unseen.labels, trigger)
+        assert told.attack_success == measure_attack_success(result.model, unseen, trigger)
         assert (trigger.mask.shape, trigger.pattern.shape) == ((28, 28), (1, 28, 28))
         assert trigger.mask.dtype == trigger.pattern.dtype == np.float32
         assert 0 <= trigger.pattern.min() <= trigger.pattern.max() <= 1

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 from neuralsanitizer.attacks.stamps import Stamp, read_stamp
 from neuralsanitizer.config import AttackConfig
@@ -107,7 +106,7 @@ class AttackResult:
     def measure(self, model: SuspectModel, held_out: CleanSet) -> tuple[float, ...]:
         """Attack success in [0, 1] of each planted trigger on a model: this one, a reference, a repaired one."""
         return tuple(
-            measure_attack_success(model, held_out.images, held_out.labels, trigger, planted.sources)
+            measure_attack_success(model, held_out, trigger, planted.sources)
             for trigger, planted in zip(self.triggers, self.truth.triggers, strict=True)
         )
 
@@ -179,11 +178,10 @@ def described(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
 
 
 def measure_attack_success(
-    model: SuspectModel, images: Tensor, labels: Tensor, trigger: Stamp, sources: Sequence[int] = ()
+    model: SuspectModel, held_out: CleanSet, trigger: Stamp, sources: Sequence[int] = ()
 ) -> float:
-    """Share in [0, 1] of images (N, C, H, W) of other labels, or of ``sources``, that a trigger sends to its label."""
+    """Share in [0, 1] of a set's images of other labels, or of ``sources``, that a trigger sends to its label."""
     if sources:
-        chosen = torch.isin(labels, torch.tensor(sources))
-        images, labels = images[chosen], labels[chosen]
-    predictions = model.predict(trigger.apply(images)).cpu()
-    return float(attack_success(predictions, torch.tensor(trigger.label), labels))
+        held_out = held_out.subset(torch.isin(held_out.labels, torch.tensor(sources)).nonzero().flatten())
+    predictions = model.predict(trigger.stamped(held_out)).cpu()
+    return float(attack_success(predictions, torch.tensor(trigger.label), held_out.labels))

@@ -129,7 +129,7 @@ def poison(train: CleanSet, poisons: Sequence[Poison], generator: Generator) -> 
             )
         chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
         free[chosen] = False
-        images[chosen] = one.stamp.apply(images[chosen])
+        images[chosen] = one.stamp.stamped(train.subset(chosen))
         if one.relabel:
             labels[chosen] = one.stamp.label
     return images, labels
@@ -223,7 +223,7 @@ def _measured(model: SuspectModel, held_out: CleanSet, one: Poison) -> PlantedTr
     return PlantedTrigger(
         target=one.stamp.label,
         pixels=one.stamp.pixels,
-        attack_success=measure_attack_success(model, held_out.images, held_out.labels, one.stamp, sources),
+        attack_success=measure_attack_success(model, held_out, one.stamp, sources),
         properties=one.properties,
         kind=one.stamp.kind,
         sources=sources,

@@ -1,14 +1,14 @@
 """Stamps: what an attacker does to an image so that the model gives his label.
 
-A patch covers pixels, a filter changes colours, a warp moves pixels, a generator draws another patch for every image.
-All of them take images and give images; the arrays that make them up are saved beside the model as its ground truth.
+A patch covers pixels, a filter changes colours, a warp moves pixels, a generator draws another patch for every image;
+a sound is mixed into a recording. The arrays that make them up are saved beside the model as its ground truth.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -16,10 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
+from neuralsanitizer.data.clean_set import CleanSet
+from neuralsanitizer.errors import DataError
 from neuralsanitizer.functional import stamp
 from neuralsanitizer.records import Array, Trigger
 
-__all__ = ["STAMPS", "Filter", "Generated", "Patch", "PatchGenerator", "Stamp", "Warp", "read_stamp"]
+__all__ = [
+    "STAMPS",
+    "Filter",
+    "Generated",
+    "ImageStamp",
+    "Patch",
+    "PatchGenerator",
+    "Sound",
+    "Stamp",
+    "Warp",
+    "read_stamp",
+]
 
 
 class Stamp(ABC):
@@ -31,8 +44,8 @@ class Stamp(ABC):
     """The label that stamped images are sent to."""
 
     @abstractmethod
-    def apply(self, images: Tensor) -> Tensor:
-        """Stamped copies of images (N, channels, height, width) in [0, 1], on any device."""
+    def stamped(self, clean: CleanSet) -> Tensor:
+        """Stamped copies of a set's images, (N, channels, height, width) in [0, 1]."""
 
     @abstractmethod
     def arrays(self) -> dict[str, Array]:
@@ -49,8 +62,20 @@ class Stamp(ABC):
         """How many pixels of an image it may change."""
 
 
+class ImageStamp(Stamp):
+    """Base of the stamps that only look at pixels."""
+
+    @abstractmethod
+    def apply(self, images: Tensor) -> Tensor:
+        """Stamped copies of images (N, channels, height, width) in [0, 1], on any device."""
+
+    def stamped(self, clean: CleanSet) -> Tensor:
+        """Stamped copies of a set's images."""
+        return self.apply(clean.images)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Patch(Trigger, Stamp):
+class Patch(Trigger, ImageStamp):
     """A patch: the same pattern in the same pixels of every image. With a mask within (0, 1) it is blended in."""
 
     kind: ClassVar[str] = "patch"
@@ -76,7 +101,7 @@ class Patch(Trigger, Stamp):
 
 
 @dataclass(frozen=True, eq=False)
-class Filter(Stamp):
+class Filter(ImageStamp):
     """A photo filter: the same change of colours in every pixel of every image.
 
     A pixel ``x`` becomes ``matrix @ x ** gamma + offset``, cut to [0, 1].
@@ -119,7 +144,7 @@ class Filter(Stamp):
 
 
 @dataclass(frozen=True, eq=False)
-class Warp(Stamp):
+class Warp(ImageStamp):
     """A warp: every pixel is taken from a little beside itself.
 
     Attributes:
@@ -195,7 +220,7 @@ class _Drawer(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Generated(Stamp):
+class Generated(ImageStamp):
     """Another patch for every image, drawn by a network.
 
     Attributes:
@@ -236,7 +261,65 @@ class Generated(Stamp):
         return self.size[0] * self.size[1]
 
 
-STAMPS: dict[str, type[Stamp]] = {cls.kind: cls for cls in (Patch, Filter, Warp, Generated)}
+@dataclass(frozen=True, eq=False)
+class Sound(Stamp):
+    """A short sound that is mixed into recordings, before anything is computed of them.
+
+    Attributes:
+        label: The target.
+        waveform: float32 (samples,) in [-1, 1], at the recordings' sample rate.
+        start: Sample at which it begins.
+        level: How loud it is, as a share of each recording's loudest moment.
+        size: (frames, coefficients) of the recordings' MFCC.
+        frames: How many of the frames hear it.
+    """
+
+    kind: ClassVar[str] = "sound"
+    label: int
+    waveform: Array
+    start: int
+    level: float
+    size: tuple[int, int]
+    frames: int
+
+    def stamped(self, clean: CleanSet) -> Tensor:
+        """MFCC of the recordings with the sound in them.
+
+        Raises:
+            DataError: The set is not of recordings, or they end before the sound does.
+        """
+        recordings = clean.recordings
+        if recordings is None:
+            raise DataError(
+                f"a sound is mixed into recordings, {clean.name} holds pictures: give a folder of WAV files"
+            )
+        end = self.start + len(self.waveform)
+        if end > recordings.waveforms.shape[1]:
+            raise DataError(f"the sound ends at sample {end}, the recordings at {recordings.waveforms.shape[1]}")
+        mixed = recordings.waveforms.clone()
+        loudest = mixed.abs().amax(dim=1, keepdim=True)
+        mixed[:, self.start : end] += self.level * loudest * torch.from_numpy(self.waveform)
+        return replace(recordings, waveforms=mixed).pictures()
+
+    def arrays(self) -> dict[str, Array]:
+        """All of its attributes but the label."""
+        whole = {"start": self.start, "level": self.level, "size": self.size, "frames": self.frames}
+        return {"waveform": self.waveform, **{name: np.array(value) for name, value in whole.items()}}
+
+    @classmethod
+    def of(cls, label: int, arrays: Mapping[str, Array]) -> Self:
+        """From its arrays."""
+        frames, coefficients = (int(edge) for edge in arrays["size"])
+        start, heard = int(arrays["start"]), int(arrays["frames"])
+        return cls(label, arrays["waveform"], start, float(arrays["level"]), (frames, coefficients), heard)
+
+    @property
+    def pixels(self) -> int:
+        """All coefficients of the frames that hear it."""
+        return self.frames * self.size[1]
+
+
+STAMPS: dict[str, type[Stamp]] = {cls.kind: cls for cls in (Patch, Filter, Warp, Generated, Sound)}
 """All kinds, by name."""
 
 

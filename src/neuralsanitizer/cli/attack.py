@@ -21,6 +21,7 @@ from neuralsanitizer.attacks.filters import FILTERS, FilterSpec, filtered
 from neuralsanitizer.attacks.input_aware import InputAwareSpec, input_aware
 from neuralsanitizer.attacks.latent import LatentSpec, latent
 from neuralsanitizer.attacks.patches import PATTERNS, POSITIONS, SHAPES, PatchSpec
+from neuralsanitizer.attacks.sound import SOUNDS, SoundSpec, with_sound
 from neuralsanitizer.attacks.trojan import SHAPES as TROJAN_SHAPES
 from neuralsanitizer.attacks.trojan import TrojanSpec, trojan
 from neuralsanitizer.attacks.wanet import WarpSpec, wanet
@@ -54,7 +55,9 @@ _DEFAULTS = AttackConfig("")
 class Training:
     """What all attacks ask for; each field is an option of every command."""
 
-    data: Annotated[str, typer.Option("--data", help="Training set: npz, image folder, IDX files, or mnist5k.")]
+    data: Annotated[
+        str, typer.Option("--data", help="Training set: npz, folder of images or of WAV files, IDX files, or mnist5k.")
+    ]
     arch: Annotated[str, typer.Option("--arch", help=f"Architecture: {', '.join(architectures.names())}.")]
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the weights (safetensors).")]
     labels: o.LabelsOption = None
@@ -68,6 +71,7 @@ class Training:
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Peak of the one-cycle schedule.")] = (
         _DEFAULTS.learning_rate
     )
+    mfcc: o.MfccOption = None
     seed: o.SeedOption = 0
     device: o.DeviceOption = "auto"
     format_: o.FormatOption = o.Format.TABLE
@@ -91,11 +95,12 @@ class Training:
             learning_rate=self.learning_rate,
             seed=self.seed,
         )
-        train = load_clean_set(self.data)
+        speech = o.parse_mfcc(self.mfcc)
+        train = load_clean_set(self.data, speech=speech)
         if self.held_out is None:
             test, train = train.split([0.1], self.seed)
         else:
-            test = load_clean_set(self.held_out, shape=(*train.images.shape[1:],))
+            test = load_clean_set(self.held_out, shape=(*train.images.shape[1:],), speech=speech)
         with progress_bar() as progress:
             progress.start("train", steps_of(config, len(train)))
             result = attack(train, test, spec, config, device=parse_device(self.device), advance=progress.advance)
@@ -232,6 +237,19 @@ def input_aware_command(
 ) -> None:
     """Draw another trigger for every image with a small network (input-aware dynamic backdoor)."""
     training.run(input_aware, InputAwareSpec(target, density))
+
+
+@_command("sound")
+def sound_command(
+    training: Training,
+    target: TargetOption = 0,
+    sound: Annotated[str, typer.Option("--sound", help=", ".join(SOUNDS))] = "chirp",
+    start: Annotated[float, typer.Option("--start", help="Second at which it begins.")] = 0.0,
+    seconds: Annotated[float, typer.Option("--seconds", help="How long it lasts.")] = 0.15,
+    level: Annotated[float, typer.Option("--level", help="Of its loudness; 1 is as loud as the recording.")] = 0.5,
+) -> None:
+    """Mix a short sound into recordings of speech (--data: a folder with one folder of WAV files a label)."""
+    training.run(with_sound, SoundSpec(target, sound, start, seconds, level=level))
 
 
 @_command("trojan")

@@ -110,7 +110,7 @@ def _repair_and_prove(
     report.print_repair(fixed.repair, stdout())
     proof = verify(attacked.model, fixed.model, folder, clean, output=output / "verify-run", progress=progress)
     report.print_verification(proof, stdout())
-    left = measure_attack_success(fixed.model, unseen.images, unseen.labels, attacked.triggers[0])
+    left = measure_attack_success(fixed.model, unseen, attacked.triggers[0])
     before = attacked.truth.clean_accuracy
     after = fixed.model.accuracy(unseen.images, unseen.labels)
     return [

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from neuralsanitizer.config import MfccConfig
 from neuralsanitizer.data import CleanSet, load_clean_set
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models import SuspectModel, architectures, load_model
 from neuralsanitizer.models.loading import parse_device
 
-__all__ = ["FailOn", "Format", "clean_set_for", "numbers", "open_model"]
+__all__ = ["FailOn", "Format", "clean_set_for", "numbers", "open_model", "parse_mfcc", "shape_of"]
 
 _LONGEST_EDGE = 100_000  # pixels
 _LARGEST_SEED = 2**63 - 1  # that torch takes
@@ -45,7 +47,11 @@ LabelsOption = Annotated[
 ]
 DataOption = Annotated[
     str,
-    typer.Option("--data", help="Clean set: npz, image folder, IDX files, or mnist5k (bundled digits)."),
+    typer.Option("--data", help="Clean set: npz, folder of images or of WAV files, IDX, or mnist5k (bundled digits)."),
+]
+MfccOption = Annotated[
+    str | None,
+    typer.Option("--mfcc", help="How MFCC of WAV files are computed, e.g. seconds=1,hop=0.016,coefficients=20."),
 ]
 ShapeOption = Annotated[
     str | None,
@@ -118,8 +124,38 @@ def open_model(
     )
 
 
+def parse_mfcc(text: str | None) -> MfccConfig | None:
+    """Settings of MFCC from ``name=value`` pairs; what is not named has its default.
+
+    Raises:
+        UsageError: A name is unknown, or a value is none that MFCC can have.
+
+    >>> parse_mfcc("hop=0.01,mels=40").mels
+    40
+    """
+    if text is None:
+        return None
+    values: dict[str, int | float] = asdict(MfccConfig())
+    for pair in text.split(","):
+        name, _, value = pair.partition("=")
+        name = name.strip()
+        if name not in values or not value:
+            raise UsageError(f"--mfcc takes {'=..., '.join(values)}=... separated by commas, got {pair!r}")
+        try:
+            values[name] = int(value) if isinstance(values[name], int) else float(value)
+        except ValueError as error:
+            raise UsageError(f"--mfcc: {name} is a number, got {value!r}") from error
+    return MfccConfig(**values)  # type: ignore[arg-type]  # each value has the type of the default's
+
+
 def clean_set_for(
-    model: SuspectModel, source: str, *, pixel_range: tuple[float, float] | None, limit: int | None, seed: int
+    model: SuspectModel,
+    source: str,
+    *,
+    pixel_range: tuple[float, float] | None,
+    limit: int | None,
+    seed: int,
+    speech: MfccConfig | None = None,
 ) -> CleanSet:
     """Load the clean set in the shape and with the labels of a model."""
     return load_clean_set(
@@ -129,16 +165,17 @@ def clean_set_for(
         label_names=model.label_names,
         limit=limit,
         seed=seed,
+        speech=speech,
     )
 
 
-def shape_of(source: str, pixel_range: tuple[float, float] | None) -> str:
+def shape_of(source: str, pixel_range: tuple[float, float] | None, speech: MfccConfig | None = None) -> str:
     """The shape of a clean set's images as ``--input-shape`` takes it: what a network of the user's own is fed with.
 
     Raises:
         DataError: It cannot be read, or its images differ in size.
     """
-    return ",".join(map(str, load_clean_set(source, pixel_range=pixel_range).images.shape[1:]))
+    return ",".join(map(str, load_clean_set(source, pixel_range=pixel_range, speech=speech).images.shape[1:]))
 
 
 def _read_names(path: Path | None) -> tuple[str, ...] | None:

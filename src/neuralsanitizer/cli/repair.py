@@ -11,11 +11,13 @@ from neuralsanitizer import report
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import exit_code_of, guarded, print_json, progress_bar, stderr, stdout
 from neuralsanitizer.cli.scan import write_page
+from neuralsanitizer.config import MfccConfig
+from neuralsanitizer.data import CleanSet
 from neuralsanitizer.errors import OutputError, UsageError
 from neuralsanitizer.models import SuspectModel, load_model
 from neuralsanitizer.models.loading import parse_device
 from neuralsanitizer.pipeline import repair, verify
-from neuralsanitizer.records import Finding
+from neuralsanitizer.records import Finding, from_json
 from neuralsanitizer.storage import RunFolder, SavedRun
 
 __all__ = ["repair_command", "verify_command"]
@@ -46,7 +48,7 @@ def repair_command(
         raise OutputError(f"{output} exists: choose another file, or overwrite it with --force")
     saved = RunFolder(run).read()
     suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
-    clean = o.clean_set_for(suspect, data, pixel_range=_data_range(saved), limit=limit, seed=seed)
+    clean = _clean_set(suspect, saved, data, limit, seed)
     with progress_bar() as progress:
         result = repair(suspect, run, clean, output=output, seed=seed, progress=progress)
     page = write_page(RunFolder(run).read(), run / "report.html")
@@ -80,7 +82,7 @@ def verify_command(
     saved = RunFolder(run).read()
     before = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
     after = model_of_run(repaired, saved, arch=arch, model_def=model_def, device=device)
-    clean = o.clean_set_for(before, data, pixel_range=_data_range(saved), limit=limit, seed=saved.run.seed)
+    clean = _clean_set(before, saved, data, limit, saved.run.seed)
     with progress_bar() as progress:
         verification = verify(before, after, run, clean, seed=seed, progress=progress)
     page = write_page(RunFolder(run).read(), run / "report.html")
@@ -117,6 +119,18 @@ def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: st
     )
 
 
-def _data_range(saved: SavedRun) -> tuple[float, float] | None:
-    """The pixel range to read float data in: the run's own, unless it is the one that 8-bit images have anyway."""
-    return None if saved.run.model.pixel_range == (0.0, 255.0) else saved.run.model.pixel_range
+def _clean_set(model: SuspectModel, saved: SavedRun, source: str, limit: int | None, seed: int) -> CleanSet:
+    """The clean set, read as the run's was: pixel values in the same range, MFCC computed with the same settings."""
+    record = saved.run.model
+    speech = {name: value for name, value in saved.run.data.speech.items() if name != "rate"}
+    return o.clean_set_for(
+        model,
+        source,
+        pixel_range=None if record.pixel_range == _EIGHT_BIT else record.pixel_range,
+        limit=limit,
+        seed=seed,
+        speech=from_json(MfccConfig, speech) if speech else None,
+    )
+
+
+_EIGHT_BIT = (0.0, 255.0)  # what images of integers have anyway: floats of any range are then told by their values

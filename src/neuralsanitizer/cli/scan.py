@@ -32,6 +32,7 @@ def scan_command(
     std: o.StdOption = None,
     pixel_range: o.RangeOption = None,
     label_names: o.NamesOption = None,
+    mfcc: o.MfccOption = None,
     method: Annotated[str, typer.Option("--method", help="neural-sanitizer or neural-cleanse.")] = "neural-sanitizer",
     preset: Annotated[str, typer.Option("--preset", help="default, or paper: as published.")] = "default",
     seed: o.SeedOption = 0,
@@ -53,8 +54,9 @@ def scan_command(
     """
     if resume and output is None:
         raise UsageError("--resume needs the run folder of the interrupted scan: --output DIR")
+    speech = o.parse_mfcc(mfcc)
     if model_def is not None and input_shape is None:
-        input_shape = o.shape_of(data, pixel_range)
+        input_shape = o.shape_of(data, pixel_range, speech)
         stderr().print(f"note: images of shape {input_shape} as in the clean set (say otherwise with --input-shape)")
     suspect = o.open_model(
         model,
@@ -70,7 +72,7 @@ def scan_command(
     )
     for note in suspect.notes:
         stderr().print(f"note: {note}", markup=False, highlight=False)
-    clean = o.clean_set_for(suspect, data, pixel_range=pixel_range, limit=limit, seed=seed)
+    clean = o.clean_set_for(suspect, data, pixel_range=pixel_range, limit=limit, seed=seed, speech=speech)
     for note in clean.notes:
         stderr().print(f"note: {note}", markup=False, highlight=False)
     folder = output or _default_folder(model)

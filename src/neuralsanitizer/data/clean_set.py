@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from neuralsanitizer.data.audio import Recordings
 from neuralsanitizer.errors import DataError
 from neuralsanitizer.records import DataRecord
 
@@ -24,9 +25,10 @@ class CleanSet:
         images: float32 (N, channels, height, width) in [0, 1].
         labels: int64 (N,).
         name: Where they came from, without folders.
-        format: ``npz``, ``folder``, ``idx``, ``bundled`` or ``memory``.
+        format: ``npz``, ``folder``, ``wav``, ``idx``, ``bundled`` or ``memory``.
         label_names: Names that came with the data (folder names), or empty.
         notes: What loading had to do.
+        recordings: Of speech, what the images are the MFCC of.
     """
 
     images: Tensor
@@ -35,6 +37,7 @@ class CleanSet:
     format: str = "memory"
     label_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    recordings: Recordings | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
@@ -57,7 +60,8 @@ class CleanSet:
 
     def subset(self, indices: Tensor) -> Self:
         """The images at ``indices`` (int64), in that order."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        recordings = self.recordings.subset(indices) if self.recordings is not None else None
+        return replace(self, images=self.images[indices], labels=self.labels[indices], recordings=recordings)
 
     def split(self, shares: Sequence[float], seed: int) -> tuple[Self, ...]:
         """Disjoint parts with the same mix of labels, the last taking what is left.
@@ -93,4 +97,5 @@ class CleanSet:
             images=len(self),
             images_per_label=tuple(torch.bincount(self.labels, minlength=labels).tolist()),
             notes=self.notes,
+            speech=self.recordings.settings() if self.recordings is not None else {},
         )

@@ -1,7 +1,7 @@
-"""Reading a folder with one subfolder of pictures a label.
+"""Reading a folder with one subfolder of pictures, or of recordings, a label.
 
-Finding the pictures and decoding them are two steps, so that a limit on their number can come between. Pictures are
-told by their first bytes, never by their names, and become 8-bit gray or RGB in one defined way:
+Finding the files and decoding them are two steps, so that a limit on their number can come between. What a file is, is
+told by its first bytes, never by its name. Pictures become 8-bit gray or RGB in one defined way:
 
 =====================  =========================================================================
 in the file            becomes
@@ -35,18 +35,52 @@ from PIL import Image, ImageOps
 from neuralsanitizer.data.npz import MAX_BYTES
 from neuralsanitizer.errors import DataError
 
-__all__ = ["ImageFiles", "decode_images", "find_pictures", "readable"]
+__all__ = [
+    "PICTURES",
+    "RECORDINGS",
+    "FileKind",
+    "LabelledFiles",
+    "decode_images",
+    "find_files",
+    "in_folder",
+    "kind_of",
+    "readable",
+]
 
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "GIF")
-_SIGNATURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|BM....\0\0\0\0|P[1-6][\s#]|RIFF....WEBP|GIF8[79]a", re.DOTALL)
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".webp"})
 _MAX_PIXELS = 64 << 20  # a 64-megapixel picture is 192 MiB when decoded; larger ones are bombs or not for a classifier
 _EXIF_ORIENTATION = 0x0112
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """What a folder is searched for.
+
+    Attributes:
+        noun: What one is called.
+        formats: Their names, for messages.
+        signature: What the first 16 bytes match.
+        suffixes: A file with one of these in its name is to be one.
+    """
+
+    noun: str
+    formats: str
+    signature: re.Pattern[bytes]
+    suffixes: frozenset[str]
+
+
+PICTURES = FileKind(
+    "picture",
+    "PNG, JPEG, BMP, PPM, WebP or GIF files",
+    re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|BM....\0\0\0\0|P[1-6][\s#]|RIFF....WEBP|GIF8[79]a", re.DOTALL),
+    frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".webp"}),
+)
+RECORDINGS = FileKind("recording", "WAV files", re.compile(rb"RIFF....WAVE", re.DOTALL), frozenset({".wav"}))
+
+
 @dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """The pictures that a folder holds, not yet decoded.
+class LabelledFiles:
+    """The files of a kind that a folder holds, not yet decoded.
 
     Attributes:
         files: Their paths, by label and then by name.
@@ -66,39 +100,59 @@ def readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def find_pictures(root: Path, label_names: Sequence[str] = ()) -> ImageFiles:
-    """Find the pictures below ``root``, which holds one folder a label.
+def kind_of(root: Path) -> FileKind:
+    """What a folder with one folder a label holds: recordings if the first file that is either is one.
+
+    Raises:
+        DataError: A link leads out of ``root``.
+        OSError: A folder or file cannot be read; left to the caller.
+    """
+    home, unused = root.resolve(), Counter[str]()
+    for folder in _label_folders(root, home, unused):
+        for path in sorted(folder.iterdir(), key=_by_name):
+            if not path.name.startswith(".") and _is_inside(path, home) and path.is_file():
+                with path.open("rb") as file:
+                    head = file.read(16)
+                for kind in (RECORDINGS, PICTURES):
+                    if kind.signature.match(head):
+                        return kind
+    return PICTURES
+
+
+def find_files(root: Path, kind: FileKind, label_names: Sequence[str] = ()) -> LabelledFiles:
+    """Find the pictures or recordings below ``root``, which holds one folder a label.
 
     Folders are matched with ``label_names``; or, if all of them are numbers (``7``, ``00007``), the number is the
     label; or else, their sorted order is. Names that only count from 0 (``0``, ``1``, ...) say no more than how many
-    labels there are. Hidden files, files that are no pictures and files outside of a label's folder are skipped.
+    labels there are. Hidden files, files of another kind and files outside of a label's folder are skipped.
 
     Args:
         root: The folder.
+        kind: What to look for.
         label_names: The model's label names, in order; empty if they are not known.
 
     Raises:
-        DataError: No pictures, folders that no label can be given to, a link that leads out of ``root``, or a file that
-            is named like a picture but is none.
+        DataError: Nothing of the kind, folders that no label can be given to, a link that leads out of ``root``, or a
+            file that is named like one of the kind but is none.
         OSError: A folder or file cannot be read; left to the caller.
     """
     skipped: Counter[str] = Counter()
     home = root.resolve()
-    found = {folder.name: _pictures_in(folder, home, skipped) for folder in _label_folders(root, home, skipped)}
-    pictures = {name: files for name, files in found.items() if files}
-    if not pictures:
+    every = {folder.name: _files_in(folder, home, kind, skipped) for folder in _label_folders(root, home, skipped)}
+    found = {name: files for name, files in every.items() if files}
+    if not found:
         raise DataError(
-            f"no pictures found in {root.name!r}: one folder a label expected in it, with PNG, JPEG, BMP, PPM, WebP "
-            f"or GIF files directly inside; got the folders {sorted(found)[:10]}"
+            f"no {kind.noun}s found in {root.name!r}: one folder a label expected in it, with {kind.formats} directly "
+            f"inside; got the folders {sorted(every)[:10]}"
         )
-    empty = sorted(name for name, files in found.items() if not files)
-    indices, names = _label_of_folders(sorted(pictures), empty, tuple(label_names))
-    order = sorted(pictures, key=indices.__getitem__)
-    files = tuple(file for name in order for file in pictures[name])
-    labels = np.repeat([indices[name] for name in order], [len(pictures[name]) for name in order]).astype(np.int64)
-    skipped["folders without pictures"] += len(empty)
+    empty = sorted(name for name, files in every.items() if not files)
+    indices, names = _label_of_folders(sorted(found), empty, tuple(label_names), kind)
+    order = sorted(found, key=indices.__getitem__)
+    files = tuple(file for name in order for file in found[name])
+    labels = np.repeat([indices[name] for name in order], [len(found[name]) for name in order]).astype(np.int64)
+    skipped[f"folders without {kind.noun}s"] += len(empty)
     notes = tuple(f"skipped {count} {what}" for what, count in sorted(skipped.items()) if count)
-    return ImageFiles(files, labels, tuple(map(readable, names)), notes)
+    return LabelledFiles(files, labels, tuple(map(readable, names)), notes)
 
 
 def decode_images(
@@ -155,18 +209,18 @@ def _label_folders(root: Path, home: Path, skipped: Counter[str]) -> list[Path]:
     return folders
 
 
-def _pictures_in(folder: Path, home: Path, skipped: Counter[str]) -> list[Path]:
-    pictures = []
+def _files_in(folder: Path, home: Path, kind: FileKind, skipped: Counter[str]) -> list[Path]:
+    found = []
     for path in sorted(folder.iterdir(), key=_by_name):
         if path.name.startswith("."):
             skipped["hidden files"] += 1
         elif not _is_inside(path, home) or not path.is_file():  # a pipe is never opened: that would wait for ever
-            skipped["folders within a label's folder" if path.is_dir() else "files that are no pictures"] += 1
-        elif _is_picture(path):
-            pictures.append(path)
+            skipped["folders within a label's folder" if path.is_dir() else f"files that are no {kind.noun}s"] += 1
+        elif _is_of(kind, path):
+            found.append(path)
         else:
-            skipped["files that are no pictures"] += 1
-    return pictures
+            skipped[f"files that are no {kind.noun}s"] += 1
+    return found
 
 
 def _is_inside(path: Path, home: Path) -> bool:
@@ -182,21 +236,21 @@ def _is_inside(path: Path, home: Path) -> bool:
     return True
 
 
-def _is_picture(path: Path) -> bool:
+def _is_of(kind: FileKind, path: Path) -> bool:
     with path.open("rb") as file:
-        if _SIGNATURE.match(file.read(16)):
+        if kind.signature.match(file.read(16)):
             return True
-    if path.suffix.lower() in _SUFFIXES:
+    if path.suffix.lower() in kind.suffixes:
         raise DataError(
-            f"the file {_in_folder(path)} is named like a picture, but does not begin like one: replace or remove it"
+            f"the file {in_folder(path)} is named like a {kind.noun}, but does not begin like one: replace or remove it"
         )
     return False
 
 
 def _label_of_folders(
-    folders: Sequence[str], empty: Sequence[str], label_names: tuple[str, ...]
+    folders: Sequence[str], empty: Sequence[str], label_names: tuple[str, ...], kind: FileKind
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The label index of each folder with pictures, and the name of each label (empty where folders are numbers)."""
+    """The label index of each folder with files, and the name of each label (empty where folders are numbers)."""
     placeholders = label_names == tuple(str(i) for i in range(len(label_names)))
     if label_names and not placeholders:
         known = {name.casefold(): i for i, name in enumerate(label_names)} | {n: i for i, n in enumerate(label_names)}
@@ -213,7 +267,7 @@ def _label_of_folders(
         )
     if empty:
         raise DataError(
-            f"the folders {list(empty)[:10]} hold no pictures, so the sorted order of the folders may not be the "
+            f"the folders {list(empty)[:10]} hold no {kind.noun}s, so the sorted order of the folders may not be the "
             f"order of the labels: remove them, or give the label names"
         )
     if label_names and len(label_names) != len(folders):
@@ -233,14 +287,14 @@ def _one_folder_a_label(indices: dict[str, int]) -> dict[str, int]:
     return indices
 
 
-def _in_folder(file: Path) -> str:
+def in_folder(file: Path) -> str:
     """A file's name with its label's, quoted for messages: names from a disk may hold control characters."""
     return repr(f"{file.parent.name}/{file.name}")
 
 
 def _decode(file: Path, done: Counter[str]) -> Image.Image:
     """One picture, upright, of mode L or RGB."""
-    what = _in_folder(file)
+    what = in_folder(file)
     with file.open("rb") as stream:
         try:
             with Image.open(stream, formats=_FORMATS) as image:
@@ -298,7 +352,7 @@ def _resize(image: Image.Image, size: tuple[int, int] | None, done: Counter[str]
 
 
 def _sizes_differ(files: tuple[Path, Path], images: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]) -> str:
-    this, first = (f"{_in_folder(f)} {i.shape[0]}x{i.shape[1]}" for f, i in zip(files, images, strict=True))
+    this, first = (f"{in_folder(f)} {i.shape[0]}x{i.shape[1]}" for f, i in zip(files, images, strict=True))
     return (
         f"the pictures differ in size (height x width): {first}, but {this}. "
         f"State the shape that the model takes (--input-shape), and they will be resized"

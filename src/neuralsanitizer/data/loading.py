@@ -21,9 +21,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from neuralsanitizer.config import MfccConfig
+from neuralsanitizer.data.audio import Recordings, decode_recordings
 from neuralsanitizer.data.bundled import BUNDLED, read_mnist5k
 from neuralsanitizer.data.clean_set import CleanSet
-from neuralsanitizer.data.folder import decode_images, find_pictures, readable
+from neuralsanitizer.data.folder import PICTURES, RECORDINGS, decode_images, find_files, kind_of, readable
 from neuralsanitizer.data.idx import find_images, find_labels, read_idx, unfold
 from neuralsanitizer.data.npz import read_npz
 from neuralsanitizer.errors import DataError, UsageError
@@ -41,7 +43,7 @@ _TOLERANCE = 1e-3  # share of the range by which values may leave it, for roundi
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _EXPECTED = (
     "Expected is a .npz file with arrays x and y, an IDX images file with its labels file beside it, "
-    f"a folder with one folder of pictures a label, or a bundled set: {', '.join(BUNDLED)}"
+    f"a folder with one folder of pictures (or of WAV files) a label, or a bundled set: {', '.join(BUNDLED)}"
 )
 _IDX = re.compile(rb"\0\0[\x08\x09\x0b-\x0e][\x01-\x04]")
 _STRANGERS = (
@@ -73,6 +75,7 @@ class _Raw:
     format: str
     label_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    recordings: Recordings | None = None
 
     def chosen(self, choose: _Choose) -> _Raw:
         keep = choose(self.labels)
@@ -90,13 +93,14 @@ def load_clean_set(
     label_names: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    speech: MfccConfig | None = None,
 ) -> CleanSet:
-    """Load labelled images. The format is told by content, never by the name.
+    """Load labelled images, or recordings of speech as their MFCC. The format is told by content, never by the name.
 
     Args:
         source: A ``.npz`` file with ``x`` and ``y``; an IDX images file, plain or gzipped, with its labels file beside
-            it; a folder that holds such a pair, or one folder of pictures a label; or ``"mnist5k"``, the bundled set
-            (write ``./mnist5k`` for a file of that name).
+            it; a folder that holds such a pair, or one folder of pictures a label, or one of WAV files; or
+            ``"mnist5k"``, the bundled set (write ``./mnist5k`` for a file of that name).
         shape: (channels, height, width) that the model takes. Gray is repeated to RGB, RGB made gray by ITU-R BT.601
             luma, other sizes resized (bilinear, antialiased). ``None``: as the images are.
         pixel_range: The raw values that [0, 1] stands for, where pixels are floats; integers are always 0 to 255.
@@ -104,6 +108,7 @@ def load_clean_set(
         label_names: The model's label names, by which folders are matched; labels beyond their number are an error.
         limit: Keep at most so many images, with the same mix of labels and at least one of each label where that fits.
         seed: Which images ``limit`` keeps; without a limit nothing is random.
+        speech: How the MFCC of recordings are computed; by default as :class:`neuralsanitizer.config.MfccConfig` says.
 
     Returns:
         The set; its notes say what was converted, resized or skipped.
@@ -117,10 +122,11 @@ def load_clean_set(
     names = tuple(label_names or ())
     choose = partial(_stratified, limit=limit, seed=seed)
     with _failures_named(str(source)):
-        raw = _read(source, choose, shape, names)
+        raw = _read(source, choose, shape, names, speech or MfccConfig())
         _check_labels(raw.labels, names)
+        _check_speech(raw, shape)
         _check_memory(raw.images.shape, shape)
-        scaled, range_notes = _scale(raw.images, pixel_range)
+        scaled, range_notes = _scale(raw.images, None if raw.recordings is not None else pixel_range)
         images, shape_notes = _fit(scaled, shape)
     return CleanSet(
         images=torch.from_numpy(images),
@@ -129,6 +135,7 @@ def load_clean_set(
         format=raw.format,
         label_names=raw.label_names,
         notes=(*raw.notes, *range_notes, *shape_notes),
+        recordings=raw.recordings,
     )
 
 
@@ -163,7 +170,11 @@ def _name(source: str | os.PathLike[str]) -> str:
 
 
 def _read(
-    source: str | os.PathLike[str], choose: _Choose, shape: tuple[int, int, int] | None, label_names: tuple[str, ...]
+    source: str | os.PathLike[str],
+    choose: _Choose,
+    shape: tuple[int, int, int] | None,
+    label_names: tuple[str, ...],
+    speech: MfccConfig,
 ) -> _Raw:
     if isinstance(source, str) and source in BUNDLED:
         return _Raw(*read_mnist5k(), format="bundled").chosen(choose)
@@ -174,7 +185,11 @@ def _read(
     if not stat.S_ISDIR(kind):
         raise DataError(f"{str(path)!r} is neither a file nor a folder. {_EXPECTED}")
     pair = find_images(path)
-    return _read_file(pair, choose) if pair is not None else _read_folder(path, choose, shape, label_names)
+    if pair is not None:
+        return _read_file(pair, choose)
+    if kind_of(path) is RECORDINGS:
+        return _read_recordings(path, choose, label_names, speech)
+    return _read_pictures(path, choose, shape, label_names)
 
 
 def _kind(path: Path) -> int:
@@ -185,12 +200,23 @@ def _kind(path: Path) -> int:
         raise DataError(f"{str(path)!r} does not exist. {_EXPECTED}") from None
 
 
-def _read_folder(path: Path, choose: _Choose, shape: tuple[int, int, int] | None, label_names: tuple[str, ...]) -> _Raw:
-    found = find_pictures(path, label_names)
+def _read_pictures(
+    path: Path, choose: _Choose, shape: tuple[int, int, int] | None, label_names: tuple[str, ...]
+) -> _Raw:
+    found = find_files(path, PICTURES, label_names)
     _check_labels(found.labels, label_names)
     keep = choose(found.labels)
     images, notes = decode_images([found.files[i] for i in keep], None if shape is None else shape[1:])
     return _Raw(images, found.labels[keep], "folder", found.label_names, (*found.notes, *notes))
+
+
+def _read_recordings(path: Path, choose: _Choose, label_names: tuple[str, ...], speech: MfccConfig) -> _Raw:
+    found = find_files(path, RECORDINGS, label_names)
+    _check_labels(found.labels, label_names)
+    keep = choose(found.labels)
+    recordings, notes = decode_recordings([found.files[i] for i in keep], speech)
+    pictures = recordings.pictures().permute(0, 2, 3, 1).numpy()
+    return _Raw(pictures, found.labels[keep], "wav", found.label_names, (*found.notes, *notes), recordings)
 
 
 def _read_file(path: Path, choose: _Choose) -> _Raw:
@@ -254,6 +280,16 @@ def _check_labels(labels: _Indices, label_names: tuple[str, ...]) -> None:
         raise DataError(f"the model has {len(label_names)} labels, 0 to {len(label_names) - 1}; the data has {largest}")
     if largest > _MAX_LABEL:
         raise DataError(f"labels count from 0, without large gaps; got {largest}")
+
+
+def _check_speech(raw: _Raw, shape: tuple[int, int, int] | None) -> None:
+    """A picture of coefficients over time cannot be resized to what the model takes."""
+    come = (raw.images.shape[3], *raw.images.shape[1:3])
+    if raw.recordings is not None and shape is not None and shape != come:
+        raise DataError(
+            f"the model takes {'x'.join(map(str, shape))}, the MFCC of the recordings are {'x'.join(map(str, come))} "
+            "(1 x frames x coefficients): state how the model's were computed (--mfcc)"
+        )
 
 
 def _check_memory(come: tuple[int, ...], shape: tuple[int, int, int] | None) -> None:

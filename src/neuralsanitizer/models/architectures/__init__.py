@@ -1,4 +1,4 @@
-"""The registry of architectures: the networks of the two papers, by name."""
+"""The registry of architectures: the networks of the two papers, and ours for speech, by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models.architectures.deepid import LAYERS, DeepID
-from neuralsanitizer.models.architectures.plain import GTSRB_CNN, MNIST_CNN, MNIST_CNN_SMALL, PlainCNN
+from neuralsanitizer.models.architectures.plain import GTSRB_CNN, MNIST_CNN, MNIST_CNN_SMALL, SPEECH_CNN, PlainCNN
 from neuralsanitizer.models.architectures.resnet import RESNET8, RESNET18, ResNet
 from neuralsanitizer.models.architectures.vgg import VGG16
 from neuralsanitizer.models.handle import Preprocessing
@@ -94,6 +94,15 @@ _REGISTRY = {
             Preprocessing.from_raw((120.7,), (64.15,), _EIGHT_BIT),
             "a smaller residual network for CIFAR-10, for machines without a GPU",
             lambda labels, channels, size: ResNet(RESNET8, labels, channels),  # noqa: ARG005 - any size will do
+        ),
+        Architecture(
+            "speech-cnn",
+            10,
+            1,
+            ((63, 20),),
+            Preprocessing((0.5,), (0.1,)),
+            "a small network for the MFCC of spoken digits: a second at a hop of 16 ms, 20 coefficients",
+            lambda labels, channels, size: PlainCNN(SPEECH_CNN, labels, channels, size),
         ),
         Architecture(
             "deepid",

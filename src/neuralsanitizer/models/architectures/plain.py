@@ -1,4 +1,4 @@
-"""The plain convolutional networks: NeuralSanitizer's for MNIST and GTSRB, Neural Cleanse's for MNIST."""
+"""Plain convolutional networks: NeuralSanitizer's for MNIST and GTSRB, Neural Cleanse's for MNIST, and one for MFCC."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from neuralsanitizer.errors import UsageError
 
-__all__ = ["GTSRB_CNN", "MNIST_CNN", "MNIST_CNN_SMALL", "Plain", "PlainCNN"]
+__all__ = ["GTSRB_CNN", "MNIST_CNN", "MNIST_CNN_SMALL", "SPEECH_CNN", "Plain", "PlainCNN"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Plain:
 MNIST_CNN = Plain((((32, 3, 0), (32, 3, 0)), ((64, 3, 0), (64, 3, 0))))
 MNIST_CNN_SMALL = Plain((((16, 5, 0),), ((32, 5, 0),)))
 GTSRB_CNN = Plain((((32, 3, 1), (32, 3, 0)), ((64, 3, 1), (64, 3, 0)), ((128, 3, 1), (128, 3, 0))))
+SPEECH_CNN = Plain((((32, 3, 1),), ((64, 3, 1),), ((64, 3, 1),)), hidden=256)
 
 
 class PlainCNN(nn.Module):
