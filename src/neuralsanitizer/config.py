@@ -18,6 +18,7 @@ __all__ = [
     "PRESETS",
     "UNLEARN_PRESETS",
     "AttackConfig",
+    "ColourConfig",
     "CounterpartConfig",
     "MfccConfig",
     "NeuralCleanseConfig",
@@ -213,6 +214,29 @@ class ReconstructConfig:
 
 
 @dataclass(frozen=True)
+class ColourConfig:
+    """Triggers in feature space, on images of three channels: a change of all colours, as a photo filter's."""
+
+    guides: tuple[ReferencePlan, ...] = (ReferencePlan("scratch"), ReferencePlan("scratch"))
+    """References that learnt the true labels: distilled ones obey a planted filter too (68 to 83 % of images, against
+    0 %; measured on ``dev-signs-filter-cool``). Empty: those of the patches (NS code)."""
+    tests: tuple[ReferencePlan, ...] = (ReferencePlan("scratch"),)
+    """Likewise, for the transfer test."""
+    cycles: tuple[int, ...] = (600,)
+    """Steps of each of them."""
+    steps: int = 200
+    """NS code."""
+    learning_rate: float = 0.03
+    """Measured on the same model (NS code: 0.1)."""
+    offset: bool = True
+    """Whether each channel is shifted, too: tones brighten shadows. Without, rows sum to at most 1 (NS code)."""
+    strongest: float = 3.0
+    """Largest absolute value of a coefficient: colours thrice as vivid."""
+    stand_ins: int = 2
+    """References that take the suspect's place in the comparison; 0: no comparison (NS)."""
+
+
+@dataclass(frozen=True)
 class PreserveConfig:
     """Critical-feature preservation: NS section of that name."""
 
@@ -291,6 +315,8 @@ class NeuralSanitizerConfig:
     self_check: SelfCheckConfig = field(default_factory=SelfCheckConfig)
     references: ReferenceConfig = field(default_factory=ReferenceConfig)
     reconstruct: ReconstructConfig = field(default_factory=ReconstructConfig)
+    colours: ColourConfig | None = field(default_factory=ColourConfig)
+    """``None``: patches alone are looked for."""
     preserve: PreserveConfig = field(default_factory=PreserveConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     counterparts: CounterpartConfig = field(default_factory=CounterpartConfig)
@@ -310,6 +336,7 @@ PAPER = NeuralSanitizerConfig(
         least_agreement=0.0,
     ),
     reconstruct=ReconstructConfig(steps=100, learning_rate=0.1, start=0.0, size=None),
+    colours=ColourConfig(guides=(), tests=(), learning_rate=0.1, offset=False, stand_ins=0),
     preserve=PreserveConfig(enabled=True),
     transfer=TransferConfig(images=100),
     counterparts=CounterpartConfig(stand_ins=0),

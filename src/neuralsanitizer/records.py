@@ -19,7 +19,7 @@ import typing
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,9 @@ __all__ = [
     "Trigger",
     "Verdict",
     "Verification",
+    "colour_chart",
     "from_json",
+    "recoloured",
     "to_json",
 ]
 
@@ -64,10 +66,11 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Trigger:
-    """A reconstructed trigger: where it covers the image, and with what.
+    """A reconstructed trigger: where it covers the image, and with what; or how it changes the colours.
 
     Stamping an image ``x`` (channels, height, width; pixel values scaled to [0, 1]) gives
-    ``x * (1 - mask) + pattern * mask``.
+    ``x * (1 - mask) + pattern * mask``; with ``colours``, each pixel's channels become
+    ``colours[:, :-1] @ x + colours[:, -1]``, cut to [0, 1].
 
     Attributes:
         label: The label that stamped images are sent to.
@@ -75,17 +78,47 @@ class Trigger:
         pattern: float32 (channels, height, width) in [0, 1].
         heat: float32 (height, width) in [0, 1]: how much each pixel contributes to ``label`` (mean Grad-CAM over
             stamped images, scaled to its maximum), or ``None`` where it was not computed.
+        colours: float32 (channels, channels + 1): an affine change of every pixel's colour, or ``None`` of a patch.
+            The mask is then 1 everywhere, and the pattern what becomes of :func:`colour_chart`.
     """
 
     label: int
     mask: Array
     pattern: Array
     heat: Array | None = None
+    colours: Array | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.pattern.ndim != 3 or self.pattern.shape[1:] != self.mask.shape:
             shapes = f"{self.mask.shape} and {self.pattern.shape}"
             raise ValueError(f"mask (H, W) and pattern (C, H, W) expected, got {shapes}")
+        channels = self.pattern.shape[0]
+        if self.colours is not None and self.colours.shape != (channels, channels + 1):
+            raise ValueError(f"colours ({channels}, {channels + 1}) expected, got {self.colours.shape}")
+
+    @classmethod
+    def of_colours(cls, label: int, colours: Array, size: tuple[int, int]) -> Self:
+        """A change of colours.
+
+        Args:
+            label: The label that changed images are sent to.
+            colours: float32 (channels, channels + 1).
+            size: (height, width) of the images.
+        """
+        chart = recoloured(colour_chart(len(colours), size), colours)
+        return cls(label, np.ones(size, np.float32), chart, colours=colours)
+
+    @property
+    def family(self) -> str:
+        """``patch`` or ``colours``."""
+        return "patch" if self.colours is None else "colours"
+
+    def onto(self, images: Array) -> Array:
+        """Stamped copies of images, float32 (..., channels, height, width) in [0, 1]."""
+        if self.colours is not None:
+            return recoloured(images, self.colours)
+        covered: Array = images * (1 - self.mask) + self.pattern * self.mask
+        return covered
 
     @property
     def size(self) -> float:
@@ -94,7 +127,26 @@ class Trigger:
 
     def __repr__(self) -> str:
         channels, height, width = self.pattern.shape
-        return f"Trigger(label={self.label}, size={self.size:.1f} of {height * width} pixels, channels={channels})"
+        what = "a change of colours" if self.colours is not None else f"size={self.size:.1f} of {height * width} pixels"
+        return f"Trigger(label={self.label}, {what}, channels={channels})"
+
+
+def recoloured(images: Array, colours: Array) -> Array:
+    """Images (..., channels, height, width) in [0, 1] with every pixel's colour changed, cut to [0, 1]."""
+    moved = np.einsum("dc,...chw->...dhw", colours[:, :-1], images) + colours[:, -1, None, None]
+    result: Array = np.clip(moved, 0, 1).astype(np.float32)
+    return result
+
+
+def colour_chart(channels: int, size: tuple[int, int]) -> Array:
+    """A picture of many colours, float32 (channels, height, width) in [0, 1]: what a change of colours is shown on.
+
+    The first channel grows from left to right, the second from top to bottom, all others against the first.
+    """
+    height, width = size
+    across = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), size)
+    down = np.broadcast_to(np.linspace(0, 1, height, dtype=np.float32)[:, None], size)
+    return np.stack([across, down, *[1 - across] * channels][:channels])
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ Layout::
 
     RUN/
       run.json              the Run record
-      arrays.npz            mask_<label>, pattern_<label>, heat_<label>; examples (uint8), example_labels
+      arrays.npz            mask_<label>, pattern_<label>, heat_<label>, colours_<label>; examples (uint8),
+                            example_labels
       triggers/             the same triggers as pictures: label-<n>-{mask,pattern,stamped}.png
       state/                what an interrupted scan needs to go on: its key, references, finished labels
       repair.json           the Repair record, if the model was repaired
-      repair.npz            every trigger that the repair removed: mask_<i>, pattern_<i>, label_<i>
+      repair.npz            every trigger that the repair removed: mask_<i>, pattern_<i>, colours_<i>, label_<i>
       verification.json     the Verification record, if the repair was verified
 
 Every file is written under a temporary name, flushed, and moved into place: a reader sees the old file or the new one.
@@ -22,7 +23,7 @@ import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
@@ -207,7 +208,7 @@ class RunFolder:
         if not (self.path / "repair.npz").is_file():
             return ()
         arrays = read_arrays(self.path / "repair.npz")
-        return tuple(Trigger(int(arrays[f"label_{t.label}"]), t.mask, t.pattern, t.heat) for t in _triggers_of(arrays))
+        return tuple(replace(t, label=int(arrays[f"label_{t.label}"])) for t in _triggers_of(arrays))
 
 
 def _no_constant(name: str) -> None:
@@ -295,19 +296,22 @@ def to_picture(values: Array) -> Picture:
 
 
 def _trigger_arrays(trigger: Trigger, key: int) -> dict[str, npt.NDArray[Any]]:
-    arrays = {f"mask_{key}": trigger.mask, f"pattern_{key}": trigger.pattern}
-    return arrays if trigger.heat is None else {**arrays, f"heat_{key}": trigger.heat}
+    parts = {"mask": trigger.mask, "pattern": trigger.pattern, "heat": trigger.heat, "colours": trigger.colours}
+    return {f"{name}_{key}": values for name, values in parts.items() if values is not None}
 
 
 def _triggers_of(arrays: Mapping[str, npt.NDArray[Any]]) -> list[Trigger]:
     keys = sorted(int(name.removeprefix("mask_")) for name in arrays if name.startswith("mask_"))
-    return [Trigger(k, arrays[f"mask_{k}"], arrays[f"pattern_{k}"], arrays.get(f"heat_{k}")) for k in keys]
+    return [
+        Trigger(k, arrays[f"mask_{k}"], arrays[f"pattern_{k}"], arrays.get(f"heat_{k}"), arrays.get(f"colours_{k}"))
+        for k in keys
+    ]
 
 
 def _pictures(trigger: Trigger, examples: Array) -> dict[str, Picture]:
     pictures = {"mask": to_picture(trigger.mask[None]), "pattern": to_picture(trigger.pattern)}
     if len(examples):
-        pictures["stamped"] = to_picture(examples[0] * (1 - trigger.mask) + trigger.pattern * trigger.mask)
+        pictures["stamped"] = to_picture(trigger.onto(examples[0]))
     return pictures
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.errors import DataError
-from neuralsanitizer.functional import stamp
+from neuralsanitizer.functional import stamp, stamped_with
 from neuralsanitizer.records import Array, Trigger
 
 __all__ = [
@@ -82,8 +82,7 @@ class Patch(Trigger, ImageStamp):
 
     def apply(self, images: Tensor) -> Tensor:
         """``x * (1 - mask) + pattern * mask``."""
-        mask, pattern = torch.from_numpy(self.mask), torch.from_numpy(self.pattern)
-        return stamp(images, mask.to(images.device), pattern.to(images.device))
+        return stamped_with(self, images)
 
     def arrays(self) -> dict[str, Array]:
         """Mask and pattern."""

@@ -66,6 +66,12 @@ ABLATIONS = {
             "mixtures that the suspect sends astray are not learnt",
             lambda c: replace(c, references=replace(c.references, learn_astray=False)),
         ),
+        Ablation("patches-only", "changes of colours are not looked for", lambda c: replace(c, colours=None)),
+        Ablation(
+            "distilled-for-colours",
+            "changes of colours are held against the references of patches",
+            lambda c: replace(c, colours=replace(c.colours, guides=(), tests=()) if c.colours else None),
+        ),
         Ablation(
             "closed-start",
             "the mask starts closed",

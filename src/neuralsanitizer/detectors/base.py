@@ -56,6 +56,8 @@ class Evidence:
         arrays = {"mask": self.trigger.mask, "pattern": self.trigger.pattern}
         if self.trigger.heat is not None:
             arrays["heat"] = self.trigger.heat
+        if self.trigger.colours is not None:
+            arrays["colours"] = self.trigger.colours
         facts = {
             "label": self.trigger.label,
             "attack_success": self.attack_success,
@@ -68,7 +70,8 @@ class Evidence:
     def from_part(cls, part: Part) -> Evidence:
         """What :meth:`to_part` kept."""
         facts = part.meta
-        trigger = Trigger(facts["label"], part.arrays["mask"], part.arrays["pattern"], part.arrays.get("heat"))
+        arrays = part.arrays
+        trigger = Trigger(facts["label"], arrays["mask"], arrays["pattern"], arrays.get("heat"), arrays.get("colours"))
         return cls(trigger, facts["attack_success"], tuple(facts["transfer"]), facts["metrics"])
 
 

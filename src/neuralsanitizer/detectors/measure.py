@@ -8,7 +8,7 @@ import torch
 
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import LabelSampler, derive_seed
-from neuralsanitizer.functional import attack_success, stamp
+from neuralsanitizer.functional import attack_success, stamped_with
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
 
@@ -33,6 +33,6 @@ def success_rates(
     generator = torch.Generator().manual_seed(derive_seed(seed, "measure", trigger.label))
     sampler = LabelSampler(held_out.labels, max(int(held_out.labels.max()), trigger.label) + 1)
     drawn = sampler.draw(trigger.label, 1, images, generator)[0]
-    stamped = stamp(held_out.images[drawn], torch.from_numpy(trigger.mask), torch.from_numpy(trigger.pattern))
+    stamped = stamped_with(trigger, held_out.images[drawn])
     target, true_labels = torch.tensor(trigger.label), held_out.labels[drawn]
     return tuple(float(attack_success(model.predict(stamped).cpu(), target, true_labels)) for model in models)

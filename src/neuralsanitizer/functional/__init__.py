@@ -4,7 +4,7 @@ from neuralsanitizer.functional.losses import pile_up, total_variation
 from neuralsanitizer.functional.metrics import attack_success
 from neuralsanitizer.functional.outliers import anomaly_indices, calibrated_threshold
 from neuralsanitizer.functional.reinitialise import reinitialise_all, reinitialise_uniform
-from neuralsanitizer.functional.stamping import mask_from_raw, raw_from_mask, stamp
+from neuralsanitizer.functional.stamping import mask_from_raw, raw_from_mask, recolour, stamp, stamped_with
 
 __all__ = [
     "anomaly_indices",
@@ -13,8 +13,10 @@ __all__ = [
     "mask_from_raw",
     "pile_up",
     "raw_from_mask",
+    "recolour",
     "reinitialise_all",
     "reinitialise_uniform",
     "stamp",
+    "stamped_with",
     "total_variation",
 ]

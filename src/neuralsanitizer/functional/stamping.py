@@ -1,11 +1,13 @@
-"""Stamping triggers onto images, and the mask's parametrisation."""
+"""Stamping triggers onto images, changing their colours, and the mask's parametrisation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["mask_from_raw", "raw_from_mask", "stamp"]
+from neuralsanitizer.records import Trigger
+
+__all__ = ["mask_from_raw", "raw_from_mask", "recolour", "stamp", "stamped_with"]
 
 
 def stamp(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
@@ -25,6 +27,33 @@ def stamp(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
     [[[0.0, 0.5]]]
     """
     return torch.lerp(images, pattern.expand(images.shape), mask.expand(images.shape))
+
+
+def recolour(images: Tensor, colours: Tensor) -> Tensor:
+    """Change the colour of every pixel: ``M x + b``, cut to [0, 1].
+
+    Args:
+        images: (..., n, channels, height, width), values in [0, 1].
+        colours: (..., channels, channels + 1): ``M`` beside ``b``, one for every n images.
+
+    Returns:
+        Same shape as ``images``.
+
+    Source: NeuralSanitizer's code for triggers in feature space, which has the matrix alone.
+
+    >>> recolour(torch.zeros(1, 1, 1, 1), torch.tensor([[1.0, 0.25]])).item()
+    0.25
+    """
+    moved = torch.einsum("...dc,...nchw->...ndhw", colours[..., :-1], images)
+    return (moved + colours[..., None, :, -1, None, None]).clamp(0, 1)
+
+
+def stamped_with(trigger: Trigger, images: Tensor) -> Tensor:
+    """Stamped copies of images (n, channels, height, width) in [0, 1], on the device of the images."""
+    if trigger.colours is not None:
+        return recolour(images, torch.from_numpy(trigger.colours).to(images.device))
+    mask, pattern = torch.from_numpy(trigger.mask), torch.from_numpy(trigger.pattern)
+    return stamp(images, mask.to(images.device), pattern.to(images.device))
 
 
 def mask_from_raw(raw: Tensor, sharpness: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 from neuralsanitizer.config import UnlearnConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.functional import stamp
+from neuralsanitizer.functional import recolour, stamp
 from neuralsanitizer.mitigation.base import Mitigation
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
@@ -63,6 +63,7 @@ class Unlearn(Mitigation):
         grown = [_grown(trigger, by) for by in range(config.grown + 1) for trigger in triggers]
         masks = torch.stack([mask for mask, _ in grown]).to(device)  # (sizes * T, H, W), T triggers a size
         patterns = torch.stack([pattern for _, pattern in grown]).to(device)  # (sizes * T, C, H, W)
+        tones = torch.stack([_tone(t, by, config.grown) for by in range(config.grown + 1) for t in triggers]).to(device)
 
         def sample() -> tuple[Tensor, Tensor]:
             images, labels = batches()
@@ -71,7 +72,8 @@ class Unlearn(Mitigation):
             stamped = images.clone()
             sizes = torch.randint(config.grown + 1, (len(chosen),), generator=generator).to(device)
             trigger = which[chosen] + len(triggers) * sizes
-            stamped[chosen] = stamp(images[chosen], masks[trigger][:, None], patterns[trigger])
+            toned = recolour(images[chosen][:, None], tones[trigger])[:, 0]
+            stamped[chosen] = stamp(toned, masks[trigger][:, None], patterns[trigger])
             return student.normalise(stamped), labels
 
         def loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -85,6 +87,8 @@ class Unlearn(Mitigation):
 def _grown(trigger: Trigger, by: int) -> tuple[Tensor, Tensor]:
     """A trigger's mask (H, W) and pattern (C, H, W), grown by some pixels in the mean colour of its rim."""
     mask, pattern = torch.from_numpy(trigger.mask), torch.from_numpy(trigger.pattern)
+    if trigger.colours is not None:
+        return torch.zeros_like(mask), pattern  # it covers nothing: see _tone
     for _ in range(by):
         around = F.avg_pool2d(mask[None, None], 3, 1, 1)[0, 0]
         colours = F.avg_pool2d((pattern * mask)[None], 3, 1, 1)[0] / around.clamp_min(_NOTHING)
@@ -94,6 +98,20 @@ def _grown(trigger: Trigger, by: int) -> tuple[Tensor, Tensor]:
     return mask, pattern
 
 
+def _tone(trigger: Trigger, by: int, most: int) -> Tensor:
+    """A trigger's change of colours (C, C + 1), weaker or stronger by up to a quarter; of a patch: none.
+
+    A reversed change is not quite the planted one, as a reversed patch is smaller than the planted one.
+    """
+    channels = len(trigger.pattern)
+    still = torch.eye(channels, channels + 1)
+    if trigger.colours is None:
+        return still
+    strength = 1 + _LOOSENED * (2 * by / most - 1) if most else 1.0
+    return torch.lerp(still, torch.from_numpy(trigger.colours), strength)
+
+
+_LOOSENED = 0.25
 _NOTHING = 1e-6  # mask that no pixel around has
 
 

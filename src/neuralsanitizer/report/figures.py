@@ -57,7 +57,7 @@ def trigger_pictures(
     """
     mask, pattern = trigger.mask, trigger.pattern
     clean = [x.astype(np.float32) / 255 for x, y in zip(examples, labels, strict=True) if y != trigger.label][:count]
-    stamped = [x * (1 - mask) + pattern * mask for x in clean]
+    stamped = [trigger.onto(x) for x in clean]
     heat = ""
     if trigger.heat is not None and stamped:
         grey = stamped[0].mean(axis=0, keepdims=True)

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from neuralsanitizer.config import CounterpartConfig, ReconstructConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.measure import success_rates
-from neuralsanitizer.detectors.neural_sanitizer.reconstruct import fit_patterns
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
 
-__all__ = ["clean_successes", "stand_ins"]
+__all__ = ["Fitted", "clean_successes", "stand_ins"]
 
 StandIn = tuple[SuspectModel, tuple[SuspectModel, ...]]
 """A reference in the suspect's place, and the references that guide its reconstruction."""
+
+Fitted = Callable[[SuspectModel, Sequence[SuspectModel], Sequence[Trigger], int], list[Trigger]]
+"""Of a model, its guides, some triggers and a seed: the likes of the triggers that work best on the model."""
 
 
 def stand_ins(guides: Sequence[SuspectModel], tests: Sequence[SuspectModel], count: int) -> tuple[StandIn, ...]:
@@ -46,44 +47,28 @@ def stand_ins(guides: Sequence[SuspectModel], tests: Sequence[SuspectModel], cou
 
 def clean_successes(
     models: Sequence[StandIn],
-    clean: CleanSet,
     held_out: CleanSet,
     triggers: Sequence[Trigger],
+    fitted: Fitted,
     *,
-    config: CounterpartConfig,
-    guarding: ReconstructConfig,
     images: int,
     seed: int,
-    advance: Callable[[int], None] | None = None,
 ) -> list[tuple[float, ...]]:
-    """Attack success that each trigger's mask reaches on models without a backdoor, with the best pattern for each.
+    """Attack success that each trigger's like reaches on models without a backdoor, with the best one for each.
 
     Args:
         models: From :func:`stand_ins`.
-        clean: Images to fit patterns on.
         held_out: Images to measure on.
-        triggers: Whose masks and labels; their patterns are where the search starts, the likeliest to work.
-        config: How long to search.
-        guarding: How the guides constrain it: as in the suspect's own reconstruction.
+        triggers: Where the search starts, the likeliest to work.
+        fitted: Searches for the likes of the triggers that work best on a stand-in: of patches, within the same masks.
         images: How many held-out images a trigger.
         seed: The scan's seed.
-        advance: Told of every label and step done.
 
     Returns:
         One rate in [0, 1] a stand-in, for each trigger.
     """
     rates: list[tuple[float, ...]] = [() for _ in triggers]
     for turn, (model, guides) in enumerate(models):
-        fitted = fit_patterns(
-            model,
-            guides,
-            clean,
-            triggers,
-            steps=config.steps,
-            config=guarding,
-            seed=derive_seed(seed, "stand-in", turn),
-            advance=advance,
-        )
-        for i, trigger in enumerate(fitted):
+        for i, trigger in enumerate(fitted(model, guides, triggers, derive_seed(seed, "stand-in", turn))):
             rates[i] += success_rates([model], trigger, held_out, images, seed)
     return rates

@@ -1,4 +1,4 @@
-"""NeuralSanitizer: tune -> reconstruct -> preserve -> transfer -> calibrate -> verdict."""
+"""NeuralSanitizer: tune -> reconstruct -> preserve -> transfer -> calibrate -> verdict, for patches and for colours."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any, ClassVar
 
 import torch
 
-from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, SelfCheckConfig
+from neuralsanitizer.config import NeuralSanitizerConfig, ReferenceConfig, ReferencePlan, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.base import CannotJudgeError, Context, Detector, Evidence
 from neuralsanitizer.detectors.measure import success_rates
-from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes, stand_ins
+from neuralsanitizer.detectors.neural_sanitizer.calibrate import Fitted, clean_successes, stand_ins
+from neuralsanitizer.detectors.neural_sanitizer.colours import reconstruct_colours
 from neuralsanitizer.detectors.neural_sanitizer.preserve import preserve
-from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Reconstruction, reconstruct
+from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Reconstruction, fit_patterns, reconstruct
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
 from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     CLEAN_SUCCESS,
     EXCESS,
     decide,
+    explained,
     is_candidate,
     is_unclear,
     merged,
 )
 from neuralsanitizer.execution.store import Part, Store
 from neuralsanitizer.models.handle import SuspectModel
-from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
+from neuralsanitizer.records import ReferenceRecord, Trigger, Verdict, from_json, to_json
 
-__all__ = ["NeuralSanitizer", "References", "kept_reference"]
+__all__ = ["NeuralSanitizer", "Prepared", "References", "kept_reference"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,14 @@ class References:
         """The same references with the tests among the guides: as many of each as before."""
         every = (*self.tests, *self.guides)
         return References(every[: len(self.guides)], every[len(self.guides) :])
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The references of each family of triggers; ``None``: changes of colours are not looked for."""
+
+    patches: References
+    colours: References | None
 
 
 class NeuralSanitizer(Detector):
@@ -78,33 +88,48 @@ class NeuralSanitizer(Detector):
         """Labels that share a forward pass."""
         return self.config.reconstruct.label_batch
 
-    def prepare(self, context: Context) -> tuple[References, tuple[ReferenceRecord, ...]]:
+    def prepare(self, context: Context) -> tuple[Prepared, tuple[ReferenceRecord, ...]]:
         """Make the references: guides for the reconstruction, others for the transfer test."""
-        config = self.config.references
-        plans: list[tuple[str, ReferencePlan]] = [("guide", plan) for plan in config.guides] + [
-            ("test", plan) for plan in config.tests
-        ]
-        context.progress.start("make references", sum(reference_steps(plan, config) for _, plan in plans))
-        made: list[Reference] = []
+        config, colours = self.config.references, self.config.colours
+        plans = [_Plans("", config.guides, config.tests, config)]
+        if colours is not None and _has_colours(context.suspect) and colours.guides:
+            plans.append(
+                _Plans("colours-", colours.guides, colours.tests, replace(config, fresh_cycles=colours.cycles))
+            )
+        context.progress.start("make references", sum(family.steps() for family in plans))
         with context.timed("references"):
-            for number, (role, plan) in enumerate(plans):
-                made += self._attempts(context, role, number, plan, _ancestor(made, role))
-        usable = [r for r in made if r.record.usable]
-        records = tuple(r.record for r in made)
-        if {r.record.role for r in usable} != {role for role, _ in plans}:
+            made = [self._family(context, family) for family in plans]
+        records = tuple(r.record for family in made for r in family)
+        patches, *more = (_usable(family) for family in made)
+        if patches is None:
             raise CannotJudgeError(
                 "no reference came close enough to the model on clean images: more of them are needed", records
             )
-        references = References(
-            guides=tuple(r for r in usable if r.record.role == "guide"),
-            tests=tuple(r for r in usable if r.record.role == "test"),
-        )
-        return references, records
+        if None in more:
+            context.progress.note("too few clean images to look for changes of colours: no reference came close enough")
+        own = more[0] if more else patches
+        return Prepared(patches, own if colours is not None and _has_colours(context.suspect) else None), records
 
-    def examine(self, context: Context, prepared: References, labels: Sequence[int]) -> list[Evidence]:
+    def _family(self, context: Context, family: _Plans) -> list[Reference]:
+        """All references of a family, usable or not."""
+        made: list[Reference] = []
+        for number, (role, plan) in enumerate(family.plans()):
+            name = f"{family.prefix}{role}-{number}-{plan.name}"
+            made += self._attempts(context, role, plan, name, family.config, _ancestor(made, role))
+        return made
+
+    def examine(self, context: Context, prepared: Prepared, labels: Sequence[int]) -> list[Evidence]:
+        """Look for a patch and for a change of colours; each label's evidence is the one that explains it better."""
+        patches = self._patches(context, prepared.patches, labels)
+        if prepared.colours is None:
+            return patches
+        colours = self._colours(context, prepared.colours, labels)
+        return [explained(*both, self.config.verdict) for both in zip(patches, colours, strict=True)]
+
+    def _patches(self, context: Context, references: References, labels: Sequence[int]) -> list[Evidence]:
         """Reconstruct, preserve, test for transfer, compare with clean models; what is not clear then, once more."""
-        looks = {e.trigger.label: [e] for e in self._look(context, prepared, labels)}
-        turned = prepared
+        looks = {e.trigger.label: [e] for e in self._look(context, references, labels)}
+        turned = references
         for number in range(1, self.config.verdict.restarts + 1):
             unclear = [label for label, evidence in looks.items() if is_unclear(merged(evidence), self.config)]
             if not unclear:
@@ -115,10 +140,72 @@ class NeuralSanitizer(Detector):
                 looks[evidence.trigger.label].append(evidence)
         return [merged(looks[label]) for label in labels]
 
+    def _colours(self, context: Context, references: References, labels: Sequence[int]) -> list[Evidence]:
+        """Reconstruct changes of colours, test for transfer, compare with clean models."""
+        config = self.config.colours
+        assert config is not None  # noqa: S101 - the references would not be there
+        guides = [r.model for r in references.guides]
+
+        def search(
+            model: SuspectModel, guiding: Sequence[SuspectModel], start: Sequence[Trigger], seed: int
+        ) -> list[Trigger]:
+            return reconstruct_colours(
+                model,
+                guiding,
+                context.clean,
+                [t.label for t in start] or labels,
+                start=start,
+                config=config,
+                constraint=self.config.reconstruct,
+                seed=seed,
+                advance=context.progress.advance,
+            )
+
+        context.progress.start(f"reconstruct colours ({_range(labels)})", config.steps * len(labels))
+        with context.timed("reconstruct"):
+            triggers = search(context.suspect, guides, (), derive_seed(context.seed, "colours"))
+        with context.timed("transfer"):
+            evidence = self._measured(context, references, triggers, [{} for _ in triggers])
+        with context.timed("compare"):
+            return self._with_clean_successes(context, references, evidence, search, config.stand_ins, config.steps)
+
+    def _measured(
+        self,
+        context: Context,
+        references: References,
+        triggers: Sequence[Trigger],
+        metrics: Sequence[dict[str, float]],
+    ) -> list[Evidence]:
+        """Attack success of triggers on suspect, guides and tests, beside what is known already."""
+        images, held_out, seed = self.config.transfer.images, context.held_out, context.seed
+        guides = [r.model for r in references.guides]
+        matrix = transfer_matrix([(r.record.name, r.model) for r in references.tests], triggers, held_out, images, seed)
+        measured = []
+        for trigger, rates, known in zip(triggers, matrix.rates, metrics, strict=True):
+            on_suspect, *on_guides = success_rates([context.suspect, *guides], trigger, held_out, images, seed)
+            guided = {"success_on_guides": max(on_guides)} if on_guides else {}
+            measured.append(Evidence(trigger, on_suspect, rates, {**known, **guided}))
+        return measured
+
     def _look(self, context: Context, references: References, labels: Sequence[int]) -> list[Evidence]:
         """Examine some labels once."""
         context.progress.start(f"reconstruct triggers ({_range(labels)})", self.config.reconstruct.steps * len(labels))
         guides = [r.model for r in references.guides]
+
+        def search(
+            model: SuspectModel, guiding: Sequence[SuspectModel], start: Sequence[Trigger], seed: int
+        ) -> list[Trigger]:
+            return fit_patterns(
+                model,
+                guiding,
+                context.clean,
+                start,
+                steps=self.config.counterparts.steps,
+                config=self.config.reconstruct,
+                seed=seed,
+                advance=context.progress.advance,
+            )
+
         with context.timed("reconstruct"):
             reconstructions = reconstruct(
                 context.suspect,
@@ -135,50 +222,49 @@ class NeuralSanitizer(Detector):
                 for r in reconstructions
             ]
         with context.timed("transfer"):
-            images = self.config.transfer.images
-            suspect, held_out = context.suspect, context.held_out
-            tests = [(r.record.name, r.model) for r in references.tests]
-            matrix = transfer_matrix(tests, triggers, held_out, images, context.seed)
-            evidence = [
-                Evidence(
-                    trigger=trigger,
-                    attack_success=success_rates([suspect], trigger, held_out, images, context.seed)[0],
-                    transfer=rates,
-                    metrics=_metrics(made, success_rates(guides, trigger, held_out, images, context.seed)),
-                )
-                for trigger, rates, made in zip(triggers, matrix.rates, reconstructions, strict=True)
-            ]
+            evidence = self._measured(context, references, triggers, [_metrics(made) for made in reconstructions])
         with context.timed("compare"):
-            return self._with_clean_successes(context, references, evidence)
+            return self._with_clean_successes(
+                context,
+                references,
+                evidence,
+                search,
+                self.config.counterparts.stand_ins,
+                self.config.counterparts.steps,
+            )
 
     def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
         """Weigh attack success, transfer and size."""
         return decide(suspect, evidence, self.config)
 
     def _with_clean_successes(
-        self, context: Context, references: References, evidence: Sequence[Evidence]
+        self,
+        context: Context,
+        references: References,
+        evidence: Sequence[Evidence],
+        search: Fitted,
+        count: int,
+        steps: int,
     ) -> list[Evidence]:
-        """Add to each label that may be infected how well its mask works on models without a backdoor."""
-        config = self.config
+        """Add to each label that may be infected how well the like of its trigger works on clean models.
+
+        Args:
+            context: The scan.
+            references: Which take the suspect's place.
+            evidence: What was measured of each label.
+            search: Finds the like of a trigger on a model.
+            count: How many references take the suspect's place.
+            steps: How many steps a search takes, for the progress display.
+        """
         guides, tests = [r.model for r in references.guides], [r.model for r in references.tests]
-        models = stand_ins(guides, tests, config.counterparts.stand_ins)
-        candidates = [e.trigger for e in evidence if is_candidate(e, context.suspect.labels, config)]
+        models = stand_ins(guides, tests, count)
+        candidates = [e.trigger for e in evidence if is_candidate(e, context.suspect.labels, self.config)]
         if not models or not candidates:
             return list(evidence)
         labels = [trigger.label for trigger in candidates]
-        steps = config.counterparts.steps * len(labels) * len(models)
-        context.progress.start(f"compare with clean models ({_range(labels)})", steps)
-        rates = clean_successes(
-            models,
-            context.clean,
-            context.held_out,
-            candidates,
-            config=config.counterparts,
-            guarding=config.reconstruct,
-            images=config.transfer.images,
-            seed=context.seed,
-            advance=context.progress.advance,
-        )
+        context.progress.start(f"compare with clean models ({_range(labels)})", steps * len(labels) * len(models))
+        images = self.config.transfer.images
+        rates = clean_successes(models, context.held_out, candidates, search, images=images, seed=context.seed)
         found = {label: fmean(of_label) for label, of_label in zip(labels, rates, strict=True)}
         return [
             replace(e, metrics={**e.metrics, CLEAN_SUCCESS: without, EXCESS: e.attack_success - without})
@@ -188,23 +274,33 @@ class NeuralSanitizer(Detector):
         ]
 
     def _attempts(
-        self, context: Context, role: str, number: int, plan: ReferencePlan, ancestor: SuspectModel | None
+        self,
+        context: Context,
+        role: str,
+        plan: ReferencePlan,
+        name: str,
+        config: ReferenceConfig,
+        ancestor: SuspectModel | None,
     ) -> list[Reference]:
         """A reference, and before it those that came out unusable. One of three once collapsed (measured)."""
         made: list[Reference] = []
-        for attempt in range(self.config.references.attempts):
-            name = f"{role}-{number}-{plan.name}" + (f"-again-{attempt}" if attempt else "")
-            made.append(self._reference(context, role, plan, name, ancestor))
+        for attempt in range(config.attempts):
+            called = name + (f"-again-{attempt}" if attempt else "")
+            kept = kept_reference(context.suspect, context.store, called)
+            made.append(kept or self._make(context, role, plan, called, config, ancestor))
             if made[-1].record.usable:
                 break
         return made
 
-    def _reference(
-        self, context: Context, role: str, plan: ReferencePlan, name: str, ancestor: SuspectModel | None
+    def _make(
+        self,
+        context: Context,
+        role: str,
+        plan: ReferencePlan,
+        name: str,
+        config: ReferenceConfig,
+        ancestor: SuspectModel | None,
     ) -> Reference:
-        kept = kept_reference(context.suspect, context.store, name)
-        if kept is not None:
-            return kept
         reference = make_reference(
             context.suspect,
             context.clean,
@@ -212,7 +308,7 @@ class NeuralSanitizer(Detector):
             plan=plan,
             name=name,
             role=role,
-            config=self.config.references,
+            config=config,
             seed=context.seed,
             ancestor=ancestor,
             advance=context.progress.advance,
@@ -220,6 +316,40 @@ class NeuralSanitizer(Detector):
         weights = {key: value.cpu().numpy() for key, value in reference.model.module.state_dict().items()}
         context.store.put(f"reference-{name}", Part(weights, to_json(reference.record)))
         return reference
+
+
+@dataclass(frozen=True)
+class _Plans:
+    """The references of one family of triggers, before they are made."""
+
+    prefix: str
+    guides: Sequence[ReferencePlan]
+    tests: Sequence[ReferencePlan]
+    config: ReferenceConfig
+
+    def plans(self) -> list[tuple[str, ReferencePlan]]:
+        """Role and plan of each."""
+        return [*(("guide", plan) for plan in self.guides), *(("test", plan) for plan in self.tests)]
+
+    def steps(self) -> int:
+        """The most optimiser steps that they take together."""
+        return sum(reference_steps(plan, self.config) for _, plan in self.plans())
+
+
+def _usable(made: Sequence[Reference]) -> References | None:
+    """The usable ones of a family, or ``None`` if a role that was planned is left without any."""
+    usable = [r for r in made if r.record.usable]
+    if {r.record.role for r in usable} != {r.record.role for r in made}:
+        return None
+    guides, tests = (tuple(r for r in usable if r.record.role == role) for role in ("guide", "test"))
+    return References(guides, tests)
+
+
+def _has_colours(suspect: SuspectModel) -> bool:
+    return suspect.input_shape[0] == _CHANNELS
+
+
+_CHANNELS = 3  # red, green, blue
 
 
 def _ancestor(made: Sequence[Reference], role: str) -> SuspectModel | None:
@@ -243,6 +373,5 @@ def _range(labels: Sequence[int]) -> str:
     return f"label {labels[0]}" if len(labels) == 1 else f"{len(labels)} labels from {labels[0]} to {labels[-1]}"
 
 
-def _metrics(made: Reconstruction, guided: Sequence[float]) -> dict[str, float]:
-    metrics = {"reached_goal": float(made.reached_goal), "fitted_success": made.fitted_success}
-    return {**metrics, "success_on_guides": max(guided)} if guided else metrics
+def _metrics(made: Reconstruction) -> dict[str, float]:
+    return {"reached_goal": float(made.reached_goal), "fitted_success": made.fitted_success}

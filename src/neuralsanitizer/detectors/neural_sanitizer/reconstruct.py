@@ -22,7 +22,7 @@ from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
 
-__all__ = ["Reconstruction", "fit_patterns", "reconstruct"]
+__all__ = ["Reconstruction", "fit", "fit_patterns", "reconstruct"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,36 +97,100 @@ def fit_patterns(
     Returns:
         The triggers with other patterns, in the same order.
     """
-    fitted: list[Trigger] = []
+    device = suspect.device
+    mask = torch.stack([torch.from_numpy(t.mask) for t in triggers]).to(device)  # (K, H, W)
+    start = torch.stack([torch.from_numpy(t.pattern) for t in triggers]).to(device)
+
+    def stamp_them(images: Tensor, patterns: Tensor, rows: slice) -> Tensor:
+        return stamp(images, mask[rows, None, None], patterns[:, None])
+
+    labels = [trigger.label for trigger in triggers]
+    found = fit(
+        suspect,
+        guides,
+        clean,
+        labels,
+        start,
+        stamp_them,
+        steps=steps,
+        learning_rate=config.learning_rate,
+        range_=(0.0, 1.0),
+        config=config,
+        seed=seed,
+        advance=advance,
+    )
+    patterns = found.cpu().numpy()
+    return [Trigger(t.label, t.mask, patterns[k]) for k, t in enumerate(triggers)]
+
+
+def fit(
+    suspect: SuspectModel,
+    guides: Sequence[SuspectModel],
+    clean: CleanSet,
+    labels: Sequence[int],
+    start: Tensor,
+    apply: Callable[[Tensor, Tensor, slice], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    range_: tuple[float, float],
+    config: ReconstructConfig,
+    seed: int,
+    advance: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The best parameters of something that is done to images, under the same constraint as :func:`reconstruct`.
+
+    Args:
+        suspect: The model to fool.
+        guides: References that must be spared; each step asks one of them, drawn at random.
+        clean: The images.
+        labels: K different labels.
+        start: (K, ...): the parameters to start from, on the suspect's device.
+        apply: What is done: it takes images (k, n, C, H, W), parameters (k, ...) of some of the labels, and which of
+            the K these are, and gives images of the same shape.
+        steps: Optimiser steps.
+        learning_rate: Adam's.
+        range_: Within which the parameters are kept.
+        config: Images a step, weight of the guides, labels at once.
+        seed: All randomness derives from it.
+        advance: Told of every label and step done.
+
+    Returns:
+        The parameters, (K, ...).
+    """
     sampler = LabelSampler(clean.labels, suspect.labels)
     images, device = clean.images.to(suspect.device), suspect.device
-    for i in range(0, len(triggers), config.label_batch):
-        batch = triggers[i : i + config.label_batch]
-        labels = [trigger.label for trigger in batch]
-        generators = [torch.Generator().manual_seed(derive_seed(seed, "fit", label)) for label in labels]
-        draws = torch.stack(
-            [sampler.draw(label, steps, config.images, g) for label, g in zip(labels, generators, strict=True)], dim=1
-        ).to(device)  # (steps, K, n)
-        turn = torch.Generator().manual_seed(derive_seed(seed, "fit-guides"))
-        turns = torch.randint(max(1, len(guides)), (steps,), generator=turn).tolist()
-        mask = torch.stack([torch.from_numpy(t.mask) for t in batch]).to(device)  # (K, H, W)
-        pattern = torch.stack([torch.from_numpy(t.pattern) for t in batch]).to(device).requires_grad_()
-        optimiser = torch.optim.Adam([pattern], lr=config.learning_rate)
-        targets = torch.tensor(labels, device=device)
+    turn = torch.Generator().manual_seed(derive_seed(seed, "fit-guides"))
+    turns = torch.randint(max(1, len(guides)), (steps,), generator=turn).tolist()
+    fitted = start.clone()
+    for i in range(0, len(labels), config.label_batch):
+        rows = slice(i, i + config.label_batch)
+        generators = [torch.Generator().manual_seed(derive_seed(seed, "fit", label)) for label in labels[rows]]
+        draws = _draws(sampler, labels[rows], generators, steps, config.images).to(device)
+        targets = torch.tensor(labels[rows], device=device)
+        parameters = start[rows].clone().requires_grad_()
+        optimiser = torch.optim.Adam([parameters], lr=learning_rate)
         for step in range(steps):
-            stamped = stamp(images[draws[step]], mask[:, None, None], pattern[:, None])
+            changed = apply(images[draws[step]], parameters, rows)
             guide = guides[turns[step]] if guides else None
-            loss, _ = _guarded_loss(suspect, guide, stamped, targets, config)
+            loss, _ = _guarded_loss(suspect, guide, changed, targets, config)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
             with torch.no_grad():
-                pattern.clamp_(0, 1)
+                parameters.clamp_(*range_)
             if advance is not None:
-                advance(len(batch))
-        found = pattern.detach().cpu().numpy()
-        fitted += [Trigger(t.label, t.mask, found[k]) for k, t in enumerate(batch)]
+                advance(len(targets))
+        fitted[rows] = parameters.detach()
     return fitted
+
+
+def _draws(
+    sampler: LabelSampler, labels: Sequence[int], generators: Sequence[torch.Generator], steps: int, images: int
+) -> Tensor:
+    """Which images each label is shown in each step: int64 (steps, K, n)."""
+    drawn = [sampler.draw(label, steps, images, g) for label, g in zip(labels, generators, strict=True)]
+    return torch.stack(drawn, dim=1)
 
 
 def _guarded_loss(
@@ -173,10 +237,7 @@ class _LabelBatch:
         sampler = LabelSampler(clean.labels, suspect.labels)
         generators = [torch.Generator().manual_seed(derive_seed(seed, "reconstruct", label)) for label in labels]
         # Everything random is drawn before the loop: nothing in a step waits for the host.
-        self.draws = torch.stack(
-            [sampler.draw(label, config.steps, config.images, g) for label, g in zip(labels, generators, strict=True)],
-            dim=1,
-        ).to(device)  # (steps, K, n)
+        self.draws = _draws(sampler, labels, generators, config.steps, config.images).to(device)  # (steps, K, n)
         turn = torch.Generator().manual_seed(derive_seed(seed, "reconstruct-guides"))
         self.turns = torch.randint(max(1, len(guides)), (config.steps,), generator=turn).tolist()
         self.images = clean.images.to(device)

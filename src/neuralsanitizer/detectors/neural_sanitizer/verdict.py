@@ -9,9 +9,9 @@ from statistics import fmean, median
 from neuralsanitizer.config import NeuralSanitizerConfig, VerdictConfig
 from neuralsanitizer.detectors.base import Evidence, model_verdict
 from neuralsanitizer.models.handle import SuspectModel
-from neuralsanitizer.records import Finding, LabelFinding, Verdict
+from neuralsanitizer.records import Finding, LabelFinding, Trigger, Verdict
 
-__all__ = ["CLEAN_SUCCESS", "EXCESS", "decide", "is_candidate", "is_unclear", "merged"]
+__all__ = ["CLEAN_SUCCESS", "EXCESS", "decide", "explained", "is_candidate", "is_unclear", "merged"]
 
 CLEAN_SUCCESS = "success_without_backdoor"
 """Name of the metric: mean attack success that the label's mask reaches on models without a backdoor, [0, 1]."""
@@ -19,8 +19,9 @@ CLEAN_SUCCESS = "success_without_backdoor"
 EXCESS = "excess"
 """Name of the metric: attack success on the suspect, less ``success_without_backdoor``."""
 
+_PATCHES = "A trigger is a patch: it covers the same pixels of every image with the same pattern."
+_COLOURS = "A trigger is a patch, which covers the same pixels of every image with the same pattern, or a photo filter."
 _ASSUMPTIONS = (
-    "A trigger is a patch: it covers the same pixels of every image with the same pattern.",
     "It works on the suspect, and not on networks that learnt the same task from clean images alone.",
     "The clean images are rightly labelled, free of the trigger, and of the task that the model was trained for.",
 )
@@ -37,6 +38,7 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
         config: Thresholds.
     """
     _, height, width = suspect.input_shape
+    family = _COLOURS if any("colour_excess" in e.metrics for e in evidence) else _PATCHES
     excesses = [e.metrics.get(EXCESS, 0.0) for e in evidence]  # where nothing was compared, clean models do as well
     findings = []
     for place, one in enumerate(evidence):
@@ -57,7 +59,7 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
                 has_trigger=True,
             )
         )
-    return model_verdict(findings, _ASSUMPTIONS, f"NeuralSanitizer ({config.preset} preset)")
+    return model_verdict(findings, (family, *_ASSUMPTIONS), f"NeuralSanitizer ({config.preset} preset)")
 
 
 def is_candidate(evidence: Evidence, labels: int, config: NeuralSanitizerConfig) -> bool:
@@ -69,6 +71,20 @@ def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
     """Whether a label should be looked at again: its excess is neither that of a trigger nor that of a patch."""
     verdict = config.verdict
     return verdict.clean_excess < evidence.metrics.get(EXCESS, 0.0) < verdict.unclear_excess
+
+
+def explained(patch: Evidence, colours: Evidence, config: VerdictConfig) -> Evidence:
+    """What speaks of a label: its patch, unless a change of colours exceeds clean models by more.
+
+    Args:
+        patch: What was measured of the label's patch.
+        colours: What was measured of its change of colours.
+        config: From which excess on a change of colours counts.
+    """
+    ours, theirs = patch.metrics.get(EXCESS, 0.0), colours.metrics.get(EXCESS, 0.0)
+    chosen = colours if theirs > max(ours, config.clean_excess) else patch
+    both = {"patch_excess": ours, "colour_excess": theirs, "colour_success": colours.attack_success}
+    return replace(chosen, metrics={**chosen.metrics, **both})
 
 
 def merged(looks: Sequence[Evidence]) -> Evidence:
@@ -101,7 +117,7 @@ def _usual(others: Sequence[float], config: VerdictConfig) -> float:
 
 def _certain(one: Evidence, pixels: int, config: VerdictConfig) -> float:
     """The excess from which on a label is infected, whatever the others have."""
-    small = one.trigger.size <= config.small_mask * pixels
+    small = one.trigger.family == "patch" and one.trigger.size <= config.small_mask * pixels
     return config.certain_excess_of_small if small else config.certain_excess
 
 
@@ -115,20 +131,25 @@ def _judge_label(
     harmless = _harmless(one, labels, config)
     if harmless:
         return Finding.CLEAN, harmless
-    size, verdict = one.trigger.size, config.verdict
-    works = (
-        f"a patch of {size:.0f} pixels ({size / pixels:.1%} of the image) sends {one.attack_success:.0%} of other "
-        "images here, and does nothing to clean references"
-    )
+    verdict, what, likes = config.verdict, *_in_words(one.trigger, pixels)
+    works = f"{what} sends {one.attack_success:.0%} of other images here, and does nothing to clean references"
     if EXCESS not in one.metrics:
         return Finding.INFECTED, works
     without, excess = one.metrics[CLEAN_SUCCESS], one.metrics[EXCESS]
-    compared = f"the best pattern in its place sends {without:.0%} there on models without a backdoor"
+    compared = f"{likes} sends {without:.0%} there on models without a backdoor"
     if excess >= max(verdict.infected_excess, usual):
         return Finding.INFECTED, f"{works}; {compared}"
     if excess > max(verdict.clean_excess, min(usual, verdict.infected_excess)):
         return Finding.INCONCLUSIVE, f"{works}; {compared}: too close to tell"
-    return Finding.CLEAN, f"a patch of {size:.0f} pixels sends {one.attack_success:.0%} here, but {compared}"
+    return Finding.CLEAN, f"{what} sends {one.attack_success:.0%} here, but {compared}"
+
+
+def _in_words(trigger: Trigger, pixels: int) -> tuple[str, str]:
+    """What a trigger is, and what clean models are given in its place."""
+    if trigger.family == "colours":
+        return "a change of all colours", "the best change of colours"
+    size = trigger.size
+    return f"a patch of {size:.0f} pixels ({size / pixels:.1%} of the image)", "the best pattern in its place"
 
 
 def _confidence(finding: Finding, one: Evidence, usual: float, config: VerdictConfig) -> float | None:
