@@ -56,9 +56,11 @@ class MfccConfig:
     """Mel filters (librosa has 128, for music at 22 kHz; 8 kHz leave no room for so many)."""
     coefficients: int = 20
     """Cepstral coefficients (librosa)."""
-    scale: float = 200.0
-    """Decibels of a coefficient that the range of pixel values, 1, stands for. Measured on the same data: of the second
-    coefficient 0.3 % lie beyond, of the others none."""
+    lifter: int = 22
+    """Higher coefficients, which are small, are raised to the size of the lower ones (HTK: 22); 0: they are not."""
+    scale: float = 1000.0
+    """Decibels of a liftered coefficient that the range of pixel values, 1, stands for: twice what the same data
+    reach (measured)."""
 
     def __post_init__(self) -> None:
         if not (0 < self.hop <= self.window <= self.seconds <= 60 and 1 <= self.coefficients <= self.mels <= 512):
@@ -67,8 +69,11 @@ class MfccConfig:
                 f"hop={self.hop:g}, window={self.window:g}, seconds={self.seconds:g}, "
                 f"coefficients={self.coefficients}, mels={self.mels}"
             )
-        if not 0 < self.scale < float("inf"):
-            raise UsageError(f"the scale of MFCC needs to be a positive number, got {self.scale:g}")
+        if not (0 < self.scale < float("inf") and (self.lifter == 0 or self.lifter >= self.coefficients)):
+            raise UsageError(
+                "MFCC need a positive scale and a lifter of 0 or at least the number of coefficients, got "
+                f"scale={self.scale:g}, lifter={self.lifter}"
+            )
 
 
 ReferenceKind = Literal["tuned", "scratch", "distilled", "derived"]

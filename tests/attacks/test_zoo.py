@@ -19,16 +19,10 @@ from neuralsanitizer.attacks.trojan import TrojanSpec, trojan
 from neuralsanitizer.attacks.wanet import WarpSpec, make_warp, wanet
 from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.errors import RunError, UsageError
+from tinted import coloured
 
 TARGET = 3
 FAST = AttackConfig("mnist-cnn-small", 10, epochs=5, seed=2)
-
-
-def coloured(digits):
-    """The digits in colours of their own, for attacks that need colours."""
-    generator = torch.Generator().manual_seed(0)
-    tints = 0.4 + 0.6 * torch.rand(len(digits), 3, 1, 1, generator=generator)
-    return replace(digits, images=digits.images.expand(-1, 3, -1, -1) * tints + 0.3 * (1 - digits.images) * (1 - tints))
 
 
 ZOO = {

@@ -1,4 +1,4 @@
-"""Speech as a picture: mel-frequency cepstral coefficients (MFCC) of a recording, and the way back to its spectrum.
+"""Speech as a picture: mel-frequency cepstral coefficients (MFCC) of a recording.
 
 Davis and Mermelstein, "Comparison of parametric representations for monosyllabic word recognition", 1980. The steps and
 their conventions (Hann window, centred frames, silence beyond both ends, Slaney's mel scale and filters of unit area,
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuralsanitizer.config import MfccConfig
 
-__all__ = ["cepstra", "features", "fixed_length", "log_mel", "log_mel_of_features", "mel_filters"]
+__all__ = ["cepstra", "features", "fixed_length", "log_mel", "mel_filters"]
 
 _FLOOR = 1e-8  # of the mel power: silence is -80 dB
 
@@ -93,8 +93,17 @@ def _dct(mels: int, coefficients: int) -> Tensor:
 
 
 def cepstra(waveforms: Tensor, rate: int, config: MfccConfig) -> Tensor:
-    """MFCC of waveforms (N, samples) in [-1, 1]: float32 (N, frames, coefficients), in decibels."""
-    return log_mel(waveforms, rate, config) @ _dct(config.mels, config.coefficients).to(waveforms.device).T
+    """MFCC of waveforms (N, samples) in [-1, 1]: float32 (N, frames, coefficients), in decibels, liftered."""
+    found = log_mel(waveforms, rate, config) @ _dct(config.mels, config.coefficients).to(waveforms.device).T
+    return found * _lifting(config).to(waveforms.device)
+
+
+def _lifting(config: MfccConfig) -> Tensor:
+    """By how much each coefficient is raised, float32 (coefficients,)."""
+    if not config.lifter:
+        return torch.ones(config.coefficients)
+    place = torch.arange(1, 1 + config.coefficients)
+    return 1 + config.lifter / 2 * torch.sin(math.pi * place / config.lifter)
 
 
 def features(waveforms: Tensor, rate: int, config: MfccConfig) -> Tensor:
@@ -112,28 +121,13 @@ def features(waveforms: Tensor, rate: int, config: MfccConfig) -> Tensor:
     """
     found = cepstra(_as_loud_as_can_be(waveforms), rate, config)
     scaled = found / config.scale + 0.5
-    scaled[..., 0] = found[..., 0] / _loudness_range(config.mels) + 1
+    scaled[..., 0] = found[..., 0] / _loudness_range(config) + 1
     return scaled.clamp(0, 1)[:, None]
 
 
-def log_mel_of_features(pictures: Tensor, config: MfccConfig) -> Tensor:
-    """The smoothed mel spectrogram, in decibels, that :func:`features` stand for.
-
-    Args:
-        pictures: (N, 1, frames, coefficients) in [0, 1].
-        config: As they were computed.
-
-    Returns:
-        float32 (N, frames, mels): what is left of the spectrogram without the higher coefficients.
-    """
-    found = (pictures[:, 0] - 0.5) * config.scale
-    found[..., 0] = (pictures[:, 0, :, 0] - 1) * _loudness_range(config.mels)
-    return found @ _dct(config.mels, config.coefficients).to(pictures.device)
-
-
-def _loudness_range(mels: int) -> float:
+def _loudness_range(config: MfccConfig) -> float:
     """By how much the first coefficient of a full-scale tone in all bands exceeds that of silence."""
-    return -10 * math.log10(_FLOOR) * math.sqrt(mels)
+    return -10 * math.log10(_FLOOR) * math.sqrt(config.mels) * float(_lifting(config)[0])
 
 
 def _as_loud_as_can_be(waveforms: Tensor) -> Tensor:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from neuralsanitizer.records import Finding, LabelFinding, Trigger
+from neuralsanitizer.records import Finding, LabelFinding, Trigger, colour_chart
+from neuralsanitizer.report.speech import spectrogram, upright
 from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import to_picture
 
-__all__ = ["TriggerPictures", "picture_uri", "ranking_svg", "trigger_pictures"]
+__all__ = ["Figure", "TriggerPictures", "picture_uri", "ranking_svg", "trigger_pictures"]
 
 _ROWS = 40  # labels that the ranking shows one a row: the smallest masks, and all that are not clean
 _LARGEST = 32  # pictures of smaller edges are stored as they are; larger ones are scaled down to 8 times this
@@ -26,26 +28,37 @@ _HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 
 
 
 @dataclass(frozen=True)
-class TriggerPictures:
-    """A trigger in pictures, as data URIs.
+class Figure:
+    """A picture and what it shows.
 
     Attributes:
-        mask: White where it covers the image.
-        pattern: What it covers it with.
-        applied: The pattern as far as the mask lets it through.
-        heat: Where the label's evidence lies, over a stamped example; empty where it was not computed.
-        examples: Pairs of a clean image and the same one stamped.
+        uri: PNG, as a data URI.
+        caption: A few words.
     """
 
-    mask: str
-    pattern: str
-    applied: str
-    heat: str
+    uri: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class TriggerPictures:
+    """A trigger in pictures.
+
+    Attributes:
+        figures: The trigger itself.
+        examples: Pairs of a clean image and the same one stamped, as data URIs.
+    """
+
+    figures: tuple[Figure, ...]
     examples: tuple[tuple[str, str], ...]
 
 
 def trigger_pictures(
-    trigger: Trigger, examples: npt.NDArray[np.uint8], labels: Sequence[int], count: int
+    trigger: Trigger,
+    examples: npt.NDArray[np.uint8],
+    labels: Sequence[int],
+    count: int,
+    speech: Mapping[str, Any] | None = None,
 ) -> TriggerPictures:
     """Draw a trigger.
 
@@ -54,20 +67,55 @@ def trigger_pictures(
         examples: uint8 (N, channels, height, width).
         labels: Their labels; examples of the trigger's own label are passed over.
         count: How many examples to stamp.
+        speech: If the images are MFCC, how they were computed: they are drawn as spectrograms.
     """
-    mask, pattern = trigger.mask, trigger.pattern
     clean = [x.astype(np.float32) / 255 for x, y in zip(examples, labels, strict=True) if y != trigger.label][:count]
     stamped = [trigger.onto(x) for x in clean]
-    heat = ""
-    if trigger.heat is not None and stamped:
-        grey = stamped[0].mean(axis=0, keepdims=True)
-        heat = picture_uri(0.35 * grey + 0.65 * _heat_colours(trigger.heat))
-    return TriggerPictures(
-        mask=picture_uri(mask[None]),
-        pattern=picture_uri(pattern),
-        applied=picture_uri(pattern * mask),
-        heat=heat,
-        examples=tuple((picture_uri(a), picture_uri(b)) for a, b in zip(clean, stamped, strict=True)),
+
+    def draw(picture: npt.NDArray[np.float32]) -> str:
+        return picture_uri(_heat_colours(spectrogram(picture, speech)[0]) if speech else picture)
+
+    if speech:
+        figures = _of_sound(trigger, draw)
+    elif trigger.colours is not None:
+        figures = _of_colours(trigger)
+    else:
+        figures = _of_patch(trigger, stamped)
+    pairs = tuple((draw(a), draw(b)) for a, b in zip(clean, stamped, strict=True))
+    return TriggerPictures(figures, pairs)
+
+
+def _of_patch(trigger: Trigger, stamped: Sequence[npt.NDArray[np.float32]]) -> tuple[Figure, ...]:
+    mask, pattern = trigger.mask, trigger.pattern
+    figures = (
+        Figure(picture_uri(mask[None]), "mask: where"),
+        Figure(picture_uri(pattern), "pattern"),
+        Figure(picture_uri(pattern * mask), "trigger: pattern in mask"),
+    )
+    if trigger.heat is None or not stamped:
+        return figures
+    grey = stamped[0].mean(axis=0, keepdims=True)
+    over = picture_uri((0.35 * grey + 0.65 * _heat_colours(trigger.heat)).astype(np.float32))
+    return (*figures, Figure(over, "evidence (Grad-CAM)"))
+
+
+def _of_colours(trigger: Trigger) -> tuple[Figure, ...]:
+    channels, height, width = trigger.pattern.shape
+    chart = colour_chart(channels, (height, width))
+    return (
+        Figure(picture_uri(chart), "colours as they are"),
+        Figure(picture_uri(trigger.pattern), "what the trigger makes of them"),
+    )
+
+
+def _of_sound(trigger: Trigger, draw: Callable[[npt.NDArray[np.float32]], str]) -> tuple[Figure, ...]:
+    """Mask and pattern as MFCC, and how the stamped silence would sound."""
+    silence = np.full_like(trigger.pattern, 0.5)
+    silence[..., 0] = 0
+    return (
+        Figure(picture_uri(upright(trigger.mask[None])), "mask over time (to the right) and MFCC (upwards)"),
+        Figure(picture_uri(upright(trigger.pattern * trigger.mask)), "trigger: MFCC in mask"),
+        Figure(draw(trigger.onto(silence)), "spectrogram of the trigger in silence"),
     )
 
 
@@ -83,10 +131,10 @@ def picture_uri(values: npt.NDArray[np.floating]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _heat_colours(heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _heat_colours(heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     place = np.clip(heat, 0, 1) * (len(_HEAT) - 1)
     colours = [np.interp(place, range(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)]
-    return np.stack(colours) / 255
+    return (np.stack(colours) / 255).astype(np.float32)
 
 
 def ranking_svg(labels: Sequence[LabelFinding], pixels: int) -> str:

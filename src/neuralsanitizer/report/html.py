@@ -65,7 +65,8 @@ def _pictures(saved: SavedRun, finding: LabelFinding) -> TriggerPictures | None:
     trigger = saved.triggers.get(finding.label)
     if trigger is None:
         return None
-    return trigger_pictures(trigger, saved.examples, saved.example_labels.tolist(), _EXAMPLES)
+    labels, speech = saved.example_labels.tolist(), saved.run.data.speech
+    return trigger_pictures(trigger, saved.examples, labels, _EXAMPLES, speech)
 
 
 @cache

@@ -100,7 +100,7 @@ _REGISTRY = {
             10,
             1,
             ((63, 20),),
-            Preprocessing((0.5,), (0.1,)),
+            Preprocessing((0.5,), (0.2,)),
             "a small network for the MFCC of spoken digits: a second at a hop of 16 ms, 20 coefficients",
             lambda labels, channels, size: PlainCNN(SPEECH_CNN, labels, channels, size),
         ),

@@ -27,7 +27,7 @@ class Plain:
 MNIST_CNN = Plain((((32, 3, 0), (32, 3, 0)), ((64, 3, 0), (64, 3, 0))))
 MNIST_CNN_SMALL = Plain((((16, 5, 0),), ((32, 5, 0),)))
 GTSRB_CNN = Plain((((32, 3, 1), (32, 3, 0)), ((64, 3, 1), (64, 3, 0)), ((128, 3, 1), (128, 3, 0))))
-SPEECH_CNN = Plain((((32, 3, 1),), ((64, 3, 1),), ((64, 3, 1),)), hidden=256)
+SPEECH_CNN = Plain((((16, 3, 1),), ((32, 3, 1),), ((32, 3, 1),)), hidden=128)
 
 
 class PlainCNN(nn.Module):

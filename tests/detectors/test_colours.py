@@ -1,0 +1,142 @@
+"""Changes of colours: reconstructed, told from patches, saved, shown and unlearnt."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from neuralsanitizer.attacks.base import measure_attack_success
+from neuralsanitizer.attacks.filters import FilterSpec, filtered
+from neuralsanitizer.config import AttackConfig, ColourConfig, ReferencePlan, UnlearnConfig, VerdictConfig
+from neuralsanitizer.detectors.base import Evidence
+from neuralsanitizer.detectors.measure import success_rates
+from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
+from neuralsanitizer.detectors.neural_sanitizer.colours import reconstruct_colours
+from neuralsanitizer.detectors.neural_sanitizer.verdict import EXCESS, explained
+from neuralsanitizer.functional import recolour, stamped_with
+from neuralsanitizer.mitigation.unlearn import Unlearn
+from neuralsanitizer.pipeline import scan
+from neuralsanitizer.records import Finding, Trigger, colour_chart, recoloured
+from neuralsanitizer.report import render_html
+from neuralsanitizer.storage import RunFolder
+from quick import QUICK, TARGET
+from tinted import coloured
+
+COLOURS = ColourConfig(
+    guides=(ReferencePlan("scratch"),), tests=(ReferencePlan("scratch"),), cycles=(200,), steps=120, stand_ins=1
+)
+CONFIG = replace(QUICK, colours=COLOURS)
+SEPIA = np.array([[0.4, 0.8, 0.2, 0.0], [0.3, 0.7, 0.2, 0.0], [0.3, 0.5, 0.1, 0.1]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def parts(digits):
+    return tuple(map(coloured, digits))
+
+
+@pytest.fixture(scope="module")
+def toned(parts):
+    """A model whose trigger is a tone."""
+    config = AttackConfig("mnist-cnn-small", 10, epochs=20, seed=0, poisoning_rate=0.2)
+    return filtered(parts[0], parts[2], FilterSpec(TARGET, "sepia"), config)
+
+
+@pytest.fixture(scope="module")
+def folder(toned, parts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "toned"
+    scan(toned.model, parts[1], method=NeuralSanitizer(CONFIG), labels=[TARGET, 1], seed=0, output=path)
+    return path
+
+
+def test_colours_change_alike_in_torch_and_numpy():
+    images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    ours = recolour(images, torch.from_numpy(SEPIA))
+    np.testing.assert_allclose(recoloured(images.numpy(), SEPIA), ours.numpy(), atol=1e-6)
+    by_hand = SEPIA[:, :3] @ images[1, :, 2, 3].numpy() + SEPIA[:, 3]
+    np.testing.assert_allclose(ours[1, :, 2, 3].numpy(), by_hand.clip(0, 1), atol=1e-6)
+    assert torch.equal(recolour(images, torch.eye(3, 4)), images)
+    several = recolour(images[:, None], torch.stack([torch.eye(3, 4), torch.from_numpy(SEPIA)]))
+    torch.testing.assert_close(several[1, 0], ours[1])
+
+
+def test_a_trigger_of_colours_shows_what_becomes_of_a_chart():
+    trigger = Trigger.of_colours(4, SEPIA, (6, 7))
+    assert (trigger.family, trigger.size) == ("colours", 42)
+    np.testing.assert_array_equal(trigger.pattern, recoloured(colour_chart(3, (6, 7)), SEPIA))
+    image = np.full((3, 6, 7), 0.5, np.float32)
+    np.testing.assert_allclose(trigger.onto(image), stamped_with(trigger, torch.from_numpy(image)[None])[0].numpy())
+    with pytest.raises(ValueError, match=r"colours \(3, 4\) expected"):
+        replace(trigger, colours=SEPIA[:, :3])
+
+
+@pytest.mark.parametrize("offset", [True, False])
+def test_a_planted_tone_is_reconstructed(toned, parts, offset):
+    (found,) = reconstruct_colours(
+        toned.model,
+        [],
+        parts[1],
+        [TARGET],
+        config=replace(COLOURS, offset=offset),
+        constraint=CONFIG.reconstruct,
+        seed=0,
+    )
+    assert found.label == TARGET
+    assert success_rates([toned.model], found, parts[2], 100, 0)[0] > 0.8
+    assert np.abs(found.colours).max() <= COLOURS.strongest
+    if not offset:
+        assert (found.colours[:, :3].sum(axis=1) <= 1 + 1e-5).all()
+        assert (found.colours[:, 3] == 0).all()
+
+
+def test_one_scan_says_which_family_explains_the_model(folder):
+    saved = RunFolder(folder).read()
+    infected, other = (next(f for f in saved.run.verdict.labels if f.label == label) for label in (TARGET, 1))
+    assert infected.finding is Finding.INFECTED
+    assert "a change of all colours sends" in infected.reason
+    assert infected.metrics["colour_excess"] > max(infected.metrics["patch_excess"], 0.55)
+    assert other.finding is Finding.CLEAN
+    assert saved.triggers[TARGET].family == "colours"
+    assert any("photo filter" in text for text in saved.run.verdict.assumptions)
+    kinds = {r.name.split("-")[0]: r.kind for r in saved.run.references}
+    assert kinds["colours"] == "scratch"
+
+
+def test_the_report_shows_the_changed_images(folder):
+    page = render_html(RunFolder(folder).read())
+    assert "a change of all colours" in page
+    assert "colours" in page[page.index("<figcaption>") :]
+
+
+def test_a_tone_is_unlearnt(toned, parts, folder):
+    trigger = RunFolder(folder).read().triggers[TARGET]
+    config = UnlearnConfig(steps=200)
+    repaired = toned.model.with_module(Unlearn(config).remove(toned.model, [trigger], parts[1], seed=0))
+    planted = toned.triggers[0]
+    assert measure_attack_success(toned.model, parts[2], planted) > 0.9
+    assert measure_attack_success(repaired, parts[2], planted) < 0.2
+    assert repaired.accuracy(parts[2].images, parts[2].labels) > toned.truth.clean_accuracy - 0.03
+
+
+def test_grey_images_have_no_colours_to_change(attacked, clean):
+    found = NeuralSanitizer(replace(CONFIG, reconstruct=replace(QUICK.reconstruct, steps=10))).scan(
+        attacked.model, clean, labels=[1], seed=0
+    )
+    assert not any(r.name.startswith("colours") for r in found.references)
+    assert "colour_excess" not in found.verdict.labels[0].metrics
+    assert not any("photo filter" in text for text in found.verdict.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("patch", "colours", "family"),
+    [(0.9, 0.8, "patch"), (0.3, 0.8, "colours"), (0.1, 0.4, "patch"), (0.0, 0.0, "patch")],
+)
+def test_the_larger_excess_explains_a_label(patch, colours, family):
+    of_patch = Evidence(
+        Trigger(1, np.ones((2, 2), np.float32), np.ones((3, 2, 2), np.float32)), 0.9, (), {EXCESS: patch}
+    )
+    of_colours = Evidence(Trigger.of_colours(1, SEPIA, (2, 2)), 0.95, (), {EXCESS: colours})
+    chosen = explained(of_patch, of_colours, VerdictConfig())
+    assert chosen.trigger.family == family
+    assert (chosen.metrics["patch_excess"], chosen.metrics["colour_excess"]) == (patch, colours)
+    assert Evidence.from_part(chosen.to_part()).trigger.family == family
