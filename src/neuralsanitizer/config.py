@@ -157,11 +157,16 @@ class ReferenceConfig:
     without them it does not (0.0 %). But references that did not learn them are further from the suspect, and clean
     labels stand out more: mean excess over nine development models 0.35 instead of 0.32. More false alarms came of it,
     so they are learnt. Measured with ``bench run --split development`` and the ablation ``astray-left-out``."""
+    least_teacher_accuracy: float = 0.9
+    """If the suspect names fewer of the held-out clean images rightly, no reference learns from it: distilled and
+    derived ones learn the true labels, from fresh weights. Measured on ``dev-speech-chirp`` (right on 78 % of strange
+    speakers' recordings): what was distilled from it obeyed the planted sound (47 to 87 % of recordings)."""
     attempts: int = 2
     """How often a reference that came out unusable is made, each time from other weights."""
     least_agreement: float = 0.7
     """A reference that agrees with the suspect on fewer held-out images constrains too little and is not used: one of
-    three distilled GTSRB references once collapsed to a constant (measured)."""
+    three distilled GTSRB references once collapsed to a constant (measured). One from scratch, which does not learn
+    from the suspect, has to name as many of them rightly."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Nothing may be tuned on a reported case. Development and reported cases differ i
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from neuralsanitizer.attacks.filters import FilterSpec, filtered
 from neuralsanitizer.attacks.input_aware import InputAwareSpec, input_aware
 from neuralsanitizer.attacks.latent import LatentSpec, latent
 from neuralsanitizer.attacks.patches import PatchSpec
+from neuralsanitizer.attacks.sound import SoundSpec, with_sound
 from neuralsanitizer.attacks.trojan import TrojanSpec, trojan
 from neuralsanitizer.attacks.wanet import WarpSpec, wanet
 from neuralsanitizer.config import AttackConfig
@@ -48,6 +50,8 @@ class Task:
         clean_images: How many images of the test set the user has.
         train_images: At most so many training images; 0: all.
         labels: Only the images of so many labels, those with the most training images, numbered anew; 0: all.
+        speakers: Recordings whose file names say that one of these speaks: they are the test set, all others the training
+            set; empty: ``train`` and ``test`` are sets of their own.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Task:
     clean_images: int
     train_images: int = 0
     labels: int = 0
+    speakers: tuple[str, ...] = ()
 
 
 TASKS = {
@@ -67,6 +72,8 @@ TASKS = {
         Task("gtsrb", "gtsrb-train.tar.gz", "gtsrb-test.tar.gz", 4000),
         # More than half of all images, a third of the labels: what many models of many attacks can be scanned on.
         Task("gtsrb-12", "gtsrb-train.tar.gz", "gtsrb-test.tar.gz", 3000, labels=12),
+        # Four speakers to train on; the last two by name are strangers to the model.
+        Task("fsdd", "fsdd.tar.gz", "fsdd.tar.gz", 700, speakers=("theo", "yweweler")),
         Task("cifar10", "cifar10-train.tar.gz", "cifar10-test.tar.gz", 5000),
     )
 }
@@ -137,6 +144,7 @@ _FAMILIES = {
         _Family("overfitted", "mnist-overfitted", AttackConfig("mnist-cnn", 10, epochs=40)),
         _Family("gtsrb", "gtsrb", AttackConfig("gtsrb-cnn", 43, epochs=5, learning_rate=1e-3)),
         _Family("signs", "gtsrb-12", AttackConfig("gtsrb-cnn", 12, epochs=5, learning_rate=1e-3)),
+        _Family("speech", "fsdd", AttackConfig("speech-cnn", 10, epochs=15)),
         # A smaller residual network than the paper's, for machines without a GPU.
         _Family("cifar", "cifar10", AttackConfig("cifar10-resnet8", 10, epochs=10, learning_rate=3e-3)),
     )
@@ -193,6 +201,9 @@ ZOO: dict[str, tuple[Attack[Any], _Made]] = {
     "clean-label": (clean_label, _with_right_labels),
     "warp": (wanet, _planted(partial(WarpSpec, strength=1.0), epochs=8)),
     "input-aware": (input_aware, _planted(InputAwareSpec)),
+    "sound-chirp": (with_sound, _planted(SoundSpec)),
+    "sound-tone": (with_sound, _planted(partial(SoundSpec, sound="tone", start=0.3))),
+    "sound-noise": (with_sound, _planted(partial(SoundSpec, sound="noise", start=0.1))),
     "filter-sepia": (filtered, _planted(partial(FilterSpec, name="sepia"))),
     "filter-noir": (filtered, _planted(partial(FilterSpec, name="noir"))),
     "filter-warm": (filtered, _planted(partial(FilterSpec, name="warm"))),
@@ -202,7 +213,8 @@ ZOO: dict[str, tuple[Attack[Any], _Made]] = {
 }
 """Attacks other than BadNets, and how strong each is planted in the benchmark."""
 
-_TARGETS = {"small": (3, 5, 8), "signs": (1, 4, 11)}
+_TARGETS = {"small": ((3, 5, 8), 201), "signs": ((1, 4, 11), 251), "speech": ((1, 6, 9), 301)}
+"""Of each family: the target labels, and the seed of the first model."""
 
 
 def _attack_case(split: str, name: str, family: str, kind: str, target: int, seed: int) -> Case:
@@ -250,6 +262,8 @@ def _development() -> tuple[Case, ...]:
             for name, target, seed in (("cool", 7, 35), ("faded", 2, 36), ("vivid", 10, 37))
         ),
         *_clean("development", "signs", 38, 39, 40),
+        _attack_case("development", "dev-speech-chirp", "speech", "sound-chirp", 3, 0),
+        *_clean("development", "speech", 41),
     )
 
 
@@ -336,20 +350,30 @@ def _with_checkers(target: int) -> tuple[PatchSpec, ...]:
 
 
 def _attacked() -> tuple[Case, ...]:
-    """Three models of each attack on each data set, and clean ones; filters need colours."""
+    """Three models of each attack on each data set, and clean ones; filters need colours, sounds recordings."""
     planted = (
         _attack_case("attacks", f"{family}-{kind}-{seed}", family, kind, target, seed)
-        for family, targets in _TARGETS.items()
-        for place, kind in enumerate(_REPORTED_ATTACKS)
-        if family != "small" or ZOO[kind][0] is not filtered
+        for family, (targets, first) in _TARGETS.items()
+        for place, kind in enumerate(_attacks_on(family))
         for number, target in enumerate(targets)
-        for seed in [_FIRST_SEED[family] + 3 * place + number]
+        for seed in [first + 3 * place + number]
     )
-    return (*planted, *_clean("attacks", "small", 241, 242, 243), *_clean("attacks", "signs", 291, 292, 293))
+    honest = (("small", 241), ("signs", 291), ("speech", 321))
+    return (
+        *planted,
+        *(case for family, seed in honest for case in _clean("attacks", family, seed, seed + 1, seed + 2)),
+    )
 
 
-_REPORTED_ATTACKS = tuple(kind for kind in ZOO if kind not in {"filter-cool", "filter-faded", "filter-vivid"})
-_FIRST_SEED = {"small": 201, "signs": 251}
+def _attacks_on(family: str) -> tuple[str, ...]:
+    """The reported attacks that a family's images or recordings allow."""
+    if family == "speech":
+        return tuple(kind for kind in ZOO if ZOO[kind][0] is with_sound)
+    every = tuple(kind for kind in ZOO if ZOO[kind][0] is not with_sound and kind not in _FOR_DEVELOPMENT)
+    return tuple(kind for kind in every if ZOO[kind][0] is not filtered or family == "signs")
+
+
+_FOR_DEVELOPMENT = {"filter-cool", "filter-faded", "filter-vivid"}
 
 
 CASES = _development() + _reported() + _attacked()
@@ -383,13 +407,31 @@ def load_task(task: Task, data: Path, cache: Path, note: Callable[[str], None]) 
     Raises:
         DataError: The folder lacks a file.
     """
-    train = load_clean_set(_unpacked(data / task.train, cache, note), limit=task.train_images or None)
-    test = load_clean_set(_unpacked(data / task.test, cache, note), shape=(*train.images.shape[1:],))
+    if task.speakers:
+        folder = _by_speaker(
+            _unpacked(data / task.train, cache, note), cache / f"{task.name}-by-speaker", task.speakers
+        )
+        train, test = (load_clean_set(folder / part) for part in ("train", "test"))
+    else:
+        train = load_clean_set(_unpacked(data / task.train, cache, note), limit=task.train_images or None)
+        test = load_clean_set(_unpacked(data / task.test, cache, note), shape=(*train.images.shape[1:],))
     if task.labels:
         commonest = torch.bincount(train.labels).argsort(descending=True, stable=True)[: task.labels].sort().values
         train, test = _only(train, commonest), _only(test, commonest)
     clean, unseen = test.split([task.clean_images / len(test)], seed=0)
     return train, clean, unseen
+
+
+def _by_speaker(folder: Path, into: Path, speakers: Sequence[str]) -> Path:
+    """The recordings ``<label>/<label>_<speaker>_<number>.wav`` of a folder in ``train`` and ``test``, by speaker."""
+    done = into / "done"
+    if not done.exists():
+        for path in sorted(folder.glob("*/*.wav")):
+            part = "test" if path.stem.split("_")[1] in speakers else "train"
+            (into / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, into / part / path.parent.name / path.name)
+        done.touch()
+    return into
 
 
 def _only(images: CleanSet, labels: Tensor) -> CleanSet:

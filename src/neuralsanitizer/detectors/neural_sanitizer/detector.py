@@ -92,6 +92,11 @@ class NeuralSanitizer(Detector):
         """Make the references: guides for the reconstruction, others for the transfer test."""
         config, colours = self.config.references, self.config.colours
         plans = [_Plans("", config.guides, config.tests, config)]
+        held_out = context.held_out
+        accuracy = context.suspect.accuracy(held_out.images, held_out.labels)
+        if accuracy < config.least_teacher_accuracy:
+            plans = [plans[0].without_teacher()]
+            context.progress.note(f"the model is right on {accuracy:.0%} of clean images: references learn true labels")
         if colours is not None and _has_colours(context.suspect) and colours.guides:
             plans.append(
                 _Plans("colours-", colours.guides, colours.tests, replace(config, fresh_cycles=colours.cycles))
@@ -330,6 +335,14 @@ class _Plans:
     def plans(self) -> list[tuple[str, ReferencePlan]]:
         """Role and plan of each."""
         return [*(("guide", plan) for plan in self.guides), *(("test", plan) for plan in self.tests)]
+
+    def without_teacher(self) -> _Plans:
+        """The same with references that learn nothing from the suspect."""
+        guides, tests = (
+            tuple(ReferencePlan("scratch") if plan.kind in {"distilled", "derived"} else plan for plan in plans)
+            for plans in (self.guides, self.tests)
+        )
+        return replace(self, guides=guides, tests=tests)
 
     def steps(self) -> int:
         """The most optimiser steps that they take together."""

@@ -96,16 +96,19 @@ def make_reference(
     make(_Job(student, suspect, clean, plan, config, generator, advance, ancestor))
     predicted = student.predict(held_out.images).cpu()
     agreement = float((predicted == suspect.predict(held_out.images).cpu()).float().mean())
-    usable = agreement >= config.least_agreement
+    accuracy = float((predicted == held_out.labels).float().mean())
+    alone = plan.kind == "scratch"
+    usable = (accuracy if alone else agreement) >= config.least_agreement
+    doubt = f"names only {accuracy:.0%}" if alone else f"agrees with the suspect on only {agreement:.0%}"
     record = ReferenceRecord(
         name=name,
         kind=plan.kind,
         role=role,
         layers=plan.layers,
-        clean_accuracy=float((predicted == held_out.labels).float().mean()),
+        clean_accuracy=accuracy,
         agreement=agreement,
         usable=usable,
-        reason="" if usable else f"agrees with the suspect on only {agreement:.0%} of clean images",
+        reason="" if usable else f"{doubt} of clean images" + " rightly" * alone,
         seconds=time.perf_counter() - started,
     )
     return Reference(student, record)
