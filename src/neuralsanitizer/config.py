@@ -315,6 +315,12 @@ class VerdictConfig:
     """Up to this excess a label that is not clean is examined again (measured likewise)."""
     clean_excess: float = 0.45
     """Up to this excess a label is clean; up to ``infected_excess`` it is inconclusive (measured likewise)."""
+    infected_excess_of_colours: float = 0.4
+    """The same as ``infected_excess`` of a change of colours. Measured (``bench run --split development --only
+    'dev-signs-*'``): a planted filter has 0.53 and more; clean labels 0.13 and less, where anything is to be compared:
+    nearly all of their changes of colours work on references that learnt the true labels."""
+    clean_excess_of_colours: float = 0.3
+    """Likewise."""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class Task:
         clean_images: How many images of the test set the user has.
         train_images: At most so many training images; 0: all.
         labels: Only the images of so many labels, those with the most training images, numbered anew; 0: all.
-        speakers: Recordings whose file names say that one of these speaks: they are the test set, all others the training
-            set; empty: ``train`` and ``test`` are sets of their own.
+        speakers: Of recordings: whose are the test set, by file name; all others' are the training set. Empty: ``train``
+            and ``test`` are sets of their own.
     """
 
     name: str

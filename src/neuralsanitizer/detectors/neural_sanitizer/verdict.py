@@ -82,7 +82,7 @@ def explained(patch: Evidence, colours: Evidence, config: VerdictConfig) -> Evid
         config: From which excess on a change of colours counts.
     """
     ours, theirs = patch.metrics.get(EXCESS, 0.0), colours.metrics.get(EXCESS, 0.0)
-    chosen = colours if theirs > max(ours, config.clean_excess) else patch
+    chosen = colours if theirs > max(ours, config.clean_excess_of_colours) else patch
     both = {"patch_excess": ours, "colour_excess": theirs, "colour_success": colours.attack_success}
     return replace(chosen, metrics={**chosen.metrics, **both})
 
@@ -137,11 +137,19 @@ def _judge_label(
         return Finding.INFECTED, works
     without, excess = one.metrics[CLEAN_SUCCESS], one.metrics[EXCESS]
     compared = f"{likes} sends {without:.0%} there on models without a backdoor"
-    if excess >= max(verdict.infected_excess, usual):
+    infected, clean = _thresholds(one, verdict)
+    if excess >= max(infected, usual):
         return Finding.INFECTED, f"{works}; {compared}"
-    if excess > max(verdict.clean_excess, min(usual, verdict.infected_excess)):
+    if excess > max(clean, min(usual, infected)):
         return Finding.INCONCLUSIVE, f"{works}; {compared}: too close to tell"
     return Finding.CLEAN, f"{what} sends {one.attack_success:.0%} here, but {compared}"
+
+
+def _thresholds(one: Evidence, config: VerdictConfig) -> tuple[float, float]:
+    """From which excess on a label is infected, and up to which it is clean."""
+    if one.trigger.family == "colours":
+        return config.infected_excess_of_colours, config.clean_excess_of_colours
+    return config.infected_excess, config.clean_excess
 
 
 def _in_words(trigger: Trigger, pixels: int) -> tuple[str, str]:
@@ -157,7 +165,7 @@ def _confidence(finding: Finding, one: Evidence, usual: float, config: VerdictCo
     if EXCESS not in one.metrics or finding is Finding.INCONCLUSIVE:
         return None
     excess = one.metrics[EXCESS]
-    threshold = max(config.infected_excess, usual)
+    threshold = max(_thresholds(one, config)[0], usual)
     if finding is Finding.INFECTED:
         sure = max(config.certain_excess_of_small, threshold + _MARGIN)
         return 0.5 + 0.5 * min(1.0, (excess - threshold) / (sure - threshold))
