@@ -15,7 +15,7 @@ PAGE = FOLDER.with_suffix(".md")
 
 def rendered(page: str) -> str:
     """The page with every table between its two marks replaced."""
-    scores = [score for score in read_scores(FOLDER) if score.split == "reported"]
+    scores = [score for score in read_scores(FOLDER) if score.split in {"reported", "attacks"}]
     for name, table in sections(scores).items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(start)

@@ -47,6 +47,14 @@ def _tuned(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
     return replace(config, references=replace(config.references, guides=guides, tests=tests))
 
 
+def _from_scratch(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
+    """As many references of each role as usual, none of which learns from the suspect."""
+    guides, tests = (
+        tuple(ReferencePlan("scratch") for _ in plans) for plans in (config.references.guides, config.references.tests)
+    )
+    return replace(config, references=replace(config.references, guides=guides, tests=tests))
+
+
 def _tuned_at(rate: float) -> Callable[[NeuralSanitizerConfig], NeuralSanitizerConfig]:
     return lambda c: replace(c, references=replace(c.references, learning_rate=rate))
 
@@ -61,6 +69,7 @@ ABLATIONS = {
             lambda c: replace(c, references=replace(c.references, guides=c.references.guides[:1])),
         ),
         Ablation("tuned-references", "references tuned as published, instead of distilled", _tuned),
+        Ablation("scratch-references", "references that learnt the true labels, instead of distilled", _from_scratch),
         Ablation(
             "astray-left-out",
             "mixtures that the suspect sends astray are not learnt",

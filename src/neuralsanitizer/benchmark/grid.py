@@ -50,8 +50,8 @@ class Task:
         clean_images: How many images of the test set the user has.
         train_images: At most so many training images; 0: all.
         labels: Only the images of so many labels, those with the most training images, numbered anew; 0: all.
-        speakers: Of recordings: whose are the test set, by file name; all others' are the training set. Empty: ``train``
-            and ``test`` are sets of their own.
+        speakers: Of recordings: whose are the test set, by file name; the others' are the training set. Empty:
+            ``train`` and ``test`` are sets of their own.
     """
 
     name: str
@@ -262,6 +262,8 @@ def _development() -> tuple[Case, ...]:
             for name, target, seed in (("cool", 7, 35), ("faded", 2, 36), ("vivid", 10, 37))
         ),
         *_clean("development", "signs", 38, 39, 40),
+        _attack_case("development", "dev-signs-trojan-square", "signs", "trojan-square", 6, 42),
+        _attack_case("development", "dev-signs-trojan-watermark", "signs", "trojan-watermark", 9, 43),
         _attack_case("development", "dev-speech-chirp", "speech", "sound-chirp", 3, 0),
         *_clean("development", "speech", 41),
     )

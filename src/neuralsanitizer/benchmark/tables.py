@@ -21,7 +21,12 @@ _HEAD_LINES = 2  # names of the columns, and the line under them
 
 
 def sections(scores: Sequence[Score]) -> dict[str, str]:
-    """The tables by name: error rates, every model, every repair, and what each setting is worth."""
+    """The tables by name: error rates, every model, every repair, other attacks, and what each setting is worth.
+
+    Attacks of other kinds have tables of their own: they do not enter the rates of patches.
+    """
+    attacks = [s for s in _of_first_seeds(scores) if s.split == "attacks" and not _is_ablation(s)]
+    scores = [s for s in scores if s.split != "attacks"] or scores
     first = _of_first_seeds(scores)
     main = [s for s in first if not _is_ablation(s)]
     paper = [s for s in main if s.transfer and (s.method, s.preset) == ("neural-sanitizer", "paper")]
@@ -36,7 +41,57 @@ def sections(scores: Sequence[Score]) -> dict[str, str]:
         "thresholds": _thresholds(paper),
         "lemma": _lemma(paper),
         "survival": _survival(main),
+        "attacks": _attacks(attacks),
+        "attack rates": _summary([s for s in attacks if s.group.split()[0] in _CLAIMED], _detector, "detector"),
     }
+
+
+_CLAIMED = ("trojan", "latent", "filter", "sound", "clean")
+"""First words of the groups that the detector is made to find, and of clean models ("clean label" too)."""
+_COMPARED = ("neural-sanitizer default", "neural-sanitizer paper", "neural-cleanse default")
+
+
+def _attacks(scores: Sequence[Score]) -> str:
+    """Each attack on each kind of model: what is planted, who finds it, what is left after a repair."""
+    head = ("attack", "models", "clean acc.", "ASR", *(f"found by {name}" for name in _COMPARED), "ASR after repair",
+            "clean acc. after")  # fmt: skip
+    rows = []
+    for family, group in dict.fromkeys((s.case.partition("-")[0], s.group) for s in scores):
+        of = [s for s in scores if (s.case.partition("-")[0], s.group) == (family, group)]
+        models = list({s.case: s for s in of}.values())
+        repairs = [s.repair for s in of if s.repair is not None and _detector(s) == _COMPARED[0]]
+        rows.append(
+            (
+                f"{group} ({family})",
+                str(len(models)),
+                _span([s.clean_accuracy for s in models]),
+                _span([rate for s in models for rate in s.attack_success]),
+                *(_found([s for s in of if _detector(s) == name]) for name in _COMPARED),
+                _span([rate for repair in repairs for rate in repair.attack_success]),
+                _span([repair.clean_accuracy for repair in repairs]),
+            )
+        )
+    return _table(head, rows)
+
+
+def _found(scores: Sequence[Score]) -> str:
+    """Planted labels found, and false alarms, over some models."""
+    if not scores:
+        return "-"
+    measured = rates(scores)
+    hits = (
+        f"{measured.missed.total - measured.missed.count} of {measured.missed.total}" if measured.missed.total else ""
+    )
+    alarms = f"{measured.false_alarms.count} false" if measured.false_alarms.count or not hits else ""
+    return ", ".join(filter(None, (hits, alarms)))
+
+
+def _span(values: Sequence[float]) -> str:
+    """The smallest and the largest of some rates."""
+    if not values:
+        return "-"
+    low, high = f"{min(values):.1%}", f"{max(values):.1%}"
+    return low if low == high else f"{low} to {high}"
 
 
 def failures(scores: Sequence[Score]) -> str:
