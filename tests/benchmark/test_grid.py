@@ -10,10 +10,12 @@ from PIL import Image
 
 from neuralsanitizer.attacks.patches import make_patch
 from neuralsanitizer.benchmark.grid import CASES, SPLITS, TASKS, ZOO, Task, cases, load_task
+from neuralsanitizer.data import load_clean_set
 from neuralsanitizer.errors import DataError, UsageError
 from neuralsanitizer.models import architectures
+from speech import say, write
 
-INPUTS = {"mnist": (1, 28, 28), "gtsrb": (3, 32, 32), "cifar10": (3, 32, 32)}
+INPUTS = {"mnist": (1, 28, 28), "gtsrb": (3, 32, 32), "cifar10": (3, 32, 32), "fsdd": (1, 63, 20)}
 
 
 def test_names_are_unique_and_safe_as_file_names():
@@ -69,9 +71,12 @@ def test_every_attack_is_planted_in_three_models_of_each_data_set_that_it_can_be
         tasks = Counter(case.task for case in of)
         if name in {"filter-cool", "filter-faded", "filter-vivid"}:
             assert not of  # development models have these: filters of another tone than the reported ones
+        elif name.startswith("sound"):
+            assert tasks == {"fsdd": 3}
         else:
             assert tasks == ({"gtsrb-12": 3} if name.startswith("filter") else {"mnist": 3, "gtsrb-12": 3})
-    assert sum(case.backdoors == "clean" for case in cases("attacks")) == 6
+    clean = Counter(case.task for case in cases("attacks") if case.backdoors == "clean")
+    assert clean == {"mnist": 3, "gtsrb-12": 3, "fsdd": 3}
     assert len({case.config.seed for case in cases("attacks")}) == len(cases("attacks"))
 
 
@@ -96,6 +101,23 @@ def test_a_task_of_fewer_labels_keeps_the_commonest_and_numbers_them_anew(tmp_pa
     assert train.labels.tolist() == [1, 0, 0, 0, 1, 1, 1]
     assert train.images[:, 0, 0, 0].mul(255).round().int().tolist() == [0, 3, 4, 5, 9, 10, 11]
     assert sorted(set(clean.labels.tolist()) | set(unseen.labels.tolist())) == [0, 1]
+
+
+def test_recordings_are_parted_by_speaker(tmp_path):
+    made = tmp_path / "made" / "set"
+    generator = np.random.default_rng(0)
+    for label in range(2):
+        for speaker in ("ann", "bob", "eve"):
+            for number in range(3):
+                write(made / str(label) / f"{label}_{speaker}_{number}.wav", say(label, generator))
+    with tarfile.open(tmp_path / "words.tar.gz", "w:gz") as archive:
+        archive.add(made, "set")
+    task = Task("words", "words.tar.gz", "words.tar.gz", 4, speakers=("eve",))
+    train, clean, unseen = load_task(task, tmp_path, tmp_path / "cache", lambda _: None)
+    assert (len(train), len(clean), len(unseen)) == (12, 4, 2)
+    strangers = load_clean_set(made).subset(torch.tensor([6, 7, 8, 15, 16, 17]))  # eve's, by file name
+    found = torch.cat([clean.recordings.waveforms, unseen.recordings.waveforms])
+    assert {w.numpy().tobytes() for w in found} == {w.numpy().tobytes() for w in strangers.recordings.waveforms}
 
 
 @pytest.fixture

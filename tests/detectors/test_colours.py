@@ -129,7 +129,7 @@ def test_grey_images_have_no_colours_to_change(attacked, clean):
 
 @pytest.mark.parametrize(
     ("patch", "colours", "family"),
-    [(0.9, 0.8, "patch"), (0.3, 0.8, "colours"), (0.1, 0.4, "patch"), (0.0, 0.0, "patch")],
+    [(0.9, 0.8, "patch"), (0.3, 0.8, "colours"), (0.1, 0.25, "patch"), (0.0, 0.0, "patch")],
 )
 def test_the_larger_excess_explains_a_label(patch, colours, family):
     of_patch = Evidence(
