@@ -49,7 +49,7 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Version of the JSON that a run folder holds. The first number changes when an old reader would misread it."""
 
 Array = npt.NDArray[np.float32]
