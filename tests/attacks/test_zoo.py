@@ -14,7 +14,9 @@ from neuralsanitizer.attacks.clean_label import CleanLabelSpec, clean_label
 from neuralsanitizer.attacks.filters import FILTERS, FilterSpec, filtered, make_filter
 from neuralsanitizer.attacks.input_aware import InputAwareSpec, input_aware
 from neuralsanitizer.attacks.latent import LatentSpec, latent
-from neuralsanitizer.attacks.patches import PatchSpec
+from neuralsanitizer.attacks.patches import PatchSpec, make_patch
+from neuralsanitizer.attacks.poisoning import Poison, poison
+from neuralsanitizer.attacks.stamps import Patch
 from neuralsanitizer.attacks.trojan import TrojanSpec, trojan
 from neuralsanitizer.attacks.wanet import WarpSpec, make_warp, wanet
 from neuralsanitizer.config import AttackConfig
@@ -87,6 +89,10 @@ def test_model_and_trigger_survive_the_disk(attacked_by, tmp_path):
     np.savez(arrays, nothing=np.zeros(1))
     with pytest.raises(RunError, match="does not hold the triggers"):
         read_attack(path, back.model)
+    if isinstance(result.triggers[0], Patch):
+        np.savez(arrays, **{f"{n}_{i}": a[0] for i, t in enumerate(result.triggers) for n, a in t.arrays().items()})
+        with pytest.raises(RunError, match=r"does not hold the triggers .*: mask \(H, W\)"):
+            read_attack(path, back.model)
 
 
 def test_stamped_images_are_images(attacked_by):
@@ -96,6 +102,15 @@ def test_stamped_images_are_images(attacked_by):
         assert stamped.shape == unseen.images[:20].shape
         assert 0 <= float(stamped.min()) <= float(stamped.max()) <= 1
         assert 0 < trigger.pixels <= 28 * 28
+
+
+def test_a_rate_of_zero_poisons_nothing_and_labels_must_suffice(digits):
+    poisons = [Poison(make_patch(PatchSpec(TARGET, 4), (1, 28, 28), torch.Generator()), 0.0)]
+    images, labels = poison(digits[0], poisons, torch.Generator())
+    assert torch.equal(images, digits[0].images)
+    assert torch.equal(labels, digits[0].labels)
+    with pytest.raises(UsageError, match="has the label 9: a model for it needs 10 labels"):
+        blended(digits[0], digits[2], BlendSpec(0), replace(FAST, labels=5))
 
 
 @pytest.mark.parametrize("name", ZOO)

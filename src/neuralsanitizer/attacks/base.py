@@ -167,7 +167,7 @@ def read_attack(path: Path, model: SuspectModel) -> AttackResult:
             )
             for i, planted in enumerate(truth.triggers)
         )
-    except KeyError as error:
+    except (KeyError, ValueError, RuntimeError) as error:  # missing; of the wrong shape; not the generator's weights
         raise RunError(f"{path.with_suffix('.truth.npz')} does not hold the triggers of {source}: {error}") from error
     return AttackResult(model, triggers, truth)
 

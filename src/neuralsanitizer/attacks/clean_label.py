@@ -2,7 +2,8 @@
 
 Turner, Tsipras and Madry, "Label-Consistent Backdoor Attacks", 2019. Images of the target are first made hard to
 recognise by an adversarial perturbation (projected gradient descent on a model of the attacker's own), then stamped:
-the trigger is the easiest thing to learn them by.
+the trigger is the easiest thing to learn them by. That model is an ordinary one here; the paper's is trained
+adversarially, which makes perturbations that carry over to other networks better.
 """
 
 from __future__ import annotations

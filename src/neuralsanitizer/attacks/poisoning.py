@@ -122,7 +122,7 @@ def poison(train: CleanSet, poisons: Sequence[Poison], generator: Generator) -> 
             torch.isin(train.labels, torch.tensor(one.sources)) if one.sources else train.labels != one.stamp.label
         )
         candidates = (free & of_sources).nonzero().flatten()
-        count = max(1, round(one.rate * len(train)))
+        count = max(1, round(one.rate * len(train))) if one.rate else 0
         if count > len(candidates):
             raise UsageError(
                 f"a poisoning rate of {one.rate:g} for each of {len(poisons)} triggers needs more images than there are"
@@ -145,11 +145,14 @@ def fresh_model(train: CleanSet, config: AttackConfig, device: torch.device | st
     """An untrained model for a training set.
 
     Raises:
-        UsageError: The architecture is unknown.
+        UsageError: The architecture is unknown, or the training set has more labels than the model is to have.
     """
     architecture = architectures.get(config.architecture)
     channels, height, width = shape_of(train)
-    labels = config.labels or int(train.labels.max()) + 1
+    largest = int(train.labels.max())
+    labels = config.labels or largest + 1
+    if largest >= labels:
+        raise UsageError(f"the training set has the label {largest}: a model for it needs {largest + 1} labels or more")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = architectures.build(config.architecture, labels=labels, channels=channels, size=(height, width))

@@ -4,7 +4,7 @@ Liu et al., "Trojaning Attack on Neural Networks", NDSS 2018. The attacker takes
 inner layer, finds by gradient descent the pattern inside a mask that excites them most, and retrains from that layer on
 with clean and stamped images. Here he has training data; the paper reverse-engineers some from the model instead. He
 chooses the neurons that the pixels under the mask move most; the paper takes those with the largest weights, which in
-small networks look elsewhere.
+small networks look elsewhere. And he excites them as far as they go; the paper aims at a chosen value.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Nguyen and Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", 2021. Beside the poisoned images some are warped
 at random and keep their labels ("noise mode"), so that the model learns this one warp and not warps as such. Here every
-image is warped once before the training; in the paper anew at each pass.
+image is warped once before the training, in the paper anew at each pass; and the warps of the noise mode are drawn on
+their own, where the paper adds noise to the trigger's.
 """
 
 from __future__ import annotations
