@@ -122,7 +122,9 @@ def poison(train: CleanSet, poisons: Sequence[Poison], generator: Generator) -> 
             torch.isin(train.labels, torch.tensor(one.sources)) if one.sources else train.labels != one.stamp.label
         )
         candidates = (free & of_sources).nonzero().flatten()
-        count = max(1, round(one.rate * len(train))) if one.rate else 0
+        if not one.rate:
+            continue
+        count = max(1, round(one.rate * len(train)))
         if count > len(candidates):
             raise UsageError(
                 f"a poisoning rate of {one.rate:g} for each of {len(poisons)} triggers needs more images than there are"
