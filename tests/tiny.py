@@ -8,7 +8,12 @@ TINY = replace(
     QUICK,
     preset="tiny",
     references=replace(
-        QUICK.references, guides=QUICK.references.guides[:1], fresh_cycles=(30,), attempts=1, least_agreement=0.0
+        QUICK.references,
+        guides=QUICK.references.guides[:1],
+        fresh_cycles=(30,),
+        attempts=1,
+        least_agreement=0.0,
+        least_teacher_accuracy=0.0,
     ),
     reconstruct=replace(QUICK.reconstruct, steps=20),
 )
