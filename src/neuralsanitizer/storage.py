@@ -34,7 +34,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from neuralsanitizer.errors import OutputError, RunError
+from neuralsanitizer.config import MfccConfig
+from neuralsanitizer.errors import OutputError, RunError, UsageError
 from neuralsanitizer.records import Array, Repair, Run, Trigger, Verification, from_json, to_json
 
 __all__ = ["RunFolder", "SavedRun", "read_arrays", "to_picture", "write_arrays", "write_atomically", "write_json"]
@@ -223,6 +224,7 @@ def _check_consistent(saved: SavedRun) -> None:
         raise ValueError(f"input shape {shape}")
     if saved.examples.shape[1:] != shape or len(saved.examples) != len(saved.example_labels):
         raise ValueError(f"examples of shape {saved.examples.shape} for an input of {shape}")
+    _check_speech(saved.run.data.speech, shape)
     for trigger in (*saved.triggers.values(), *saved.repair_triggers):
         heat = trigger.mask if trigger.heat is None else trigger.heat
         if trigger.pattern.shape != shape or heat.shape != shape[1:]:
@@ -230,6 +232,18 @@ def _check_consistent(saved: SavedRun) -> None:
     missing = set(saved.run.verdict.infected_labels) - set(saved.triggers)
     if missing:
         raise ValueError(f"no trigger of the infected labels {sorted(missing)}")
+
+
+def _check_speech(speech: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    """What spectrograms are drawn from: settings that MFCC can have, and pictures of that many coefficients."""
+    if not speech:
+        return
+    try:
+        config = from_json(MfccConfig, {name: value for name, value in speech.items() if name != "rate"})
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    if (shape[0], shape[2]) != (1, config.coefficients):
+        raise ValueError(f"MFCC of {config.coefficients} coefficients for an input of {shape}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,5 +1,8 @@
 """A speech model on the command line: trained, scanned, and read again as it was."""
 
+import json
+import shutil
+
 import pytest
 
 from neuralsanitizer import load_clean_set, load_model, scan
@@ -74,3 +77,24 @@ def test_the_report_draws_spectrograms(folder):
     page = render_html(saved)
     marked = [f for f in saved.run.verdict.labels if f.finding.value != "clean"]
     assert ("spectrogram of the trigger in silence" in page) == bool(marked)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"mels": 10**12}, "MFCC need"),
+        ({"mels": "many"}, "mels: expected int"),
+        ({"coefficients": 12}, "MFCC of 12 coefficients"),
+        ({"pitch": 1}, "no other fields"),
+        ({"lifter": -1}, "MFCC need"),
+    ],
+)
+def test_settings_that_a_stranger_wrote_are_checked_before_anything_is_drawn(folder, tmp_path, changed, said):
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    record["data"]["speech"] |= changed
+    path.write_text(json.dumps(record))
+    outcome = run("report", tmp_path / "run")
+    assert outcome.code == 3
+    assert said in " ".join(outcome.stderr.split())
