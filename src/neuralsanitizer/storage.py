@@ -315,6 +315,9 @@ def _trigger_arrays(trigger: Trigger, key: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def _triggers_of(arrays: Mapping[str, npt.NDArray[Any]]) -> list[Trigger]:
+    for name, values in arrays.items():
+        if not name.startswith(("example", "label_")) and not np.isfinite(values).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
     keys = sorted(int(name.removeprefix("mask_")) for name in arrays if name.startswith("mask_"))
     return [
         Trigger(k, arrays[f"mask_{k}"], arrays[f"pattern_{k}"], arrays.get(f"heat_{k}"), arrays.get(f"colours_{k}"))

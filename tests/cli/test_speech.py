@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import wave
 
+import numpy as np
 import pytest
 
 from neuralsanitizer import load_clean_set, load_model, scan
@@ -13,7 +15,7 @@ from neuralsanitizer.errors import UsageError
 from neuralsanitizer.report import render_html
 from neuralsanitizer.storage import RunFolder
 from program import run
-from speech import write_words
+from speech import write, write_words
 from tiny import TINY
 
 MFCC = "hop=0.02,coefficients=16"
@@ -98,3 +100,13 @@ def test_settings_that_a_stranger_wrote_are_checked_before_anything_is_drawn(fol
     outcome = run("report", tmp_path / "run")
     assert outcome.code == 3
     assert said in " ".join(outcome.stderr.split())
+
+
+def test_recordings_of_another_rate_are_not_those_of_the_run(folder, words, trained, tmp_path):
+    for path in words.glob("*/*.wav"):
+        with wave.open(str(path)) as recording:
+            samples = np.frombuffer(recording.readframes(recording.getnframes()), "<i2") / 2**15
+        write(tmp_path / "fast" / path.parent.name / path.name, samples, rate=16_000)
+    outcome = run("repair", trained, "--run", folder, "--data", tmp_path / "fast", "--output", "repaired.safetensors")
+    assert outcome.code == 3
+    assert "the run is of recordings of 8000 samples a second, these have 16000" in outcome.stderr

@@ -76,6 +76,7 @@ def test_rates_must_agree(tmp_path):
         (lambda b: b[:20] + b"\x03\x00" + b[22:], "cannot be read"),  # floats
         (lambda b: b[:22] + b"\x00\x00" + b[24:], "cannot be read"),  # no channel
         (lambda b: b[:24] + b"\xff\xff\xff\x7f" + b[28:], "claims 1 channels and 2147483647 samples a second"),
+        (lambda b: b[:32] + b"\x05\x00\x28\x00" + b[36:], "of 40 bits"),
         (lambda b: b"no" + b[2:], "named like a recording, but does not begin like one"),
     ],
 )
@@ -100,6 +101,11 @@ def test_pictures_beside_recordings_are_passed_over(tmp_path):
     root = two_labels(tmp_path)
     (root / "0" / "z.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert "skipped 1 files that are no recordings" in load_clean_set(root).notes
+
+
+def test_spectra_that_would_fill_the_memory_are_refused(tmp_path):
+    with pytest.raises(DataError, match="takes too much memory"):
+        load_clean_set(two_labels(tmp_path), speech=MfccConfig(seconds=60.0, window=60.0, hop=1 / 8000))
 
 
 def test_hops_shorter_than_a_sample_are_refused(tmp_path):

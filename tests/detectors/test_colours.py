@@ -8,12 +8,19 @@ import torch
 
 from neuralsanitizer.attacks.base import measure_attack_success
 from neuralsanitizer.attacks.filters import FilterSpec, filtered
-from neuralsanitizer.config import AttackConfig, ColourConfig, ReferencePlan, UnlearnConfig, VerdictConfig
+from neuralsanitizer.config import (
+    PAPER,
+    AttackConfig,
+    ColourConfig,
+    NeuralSanitizerConfig,
+    ReferencePlan,
+    UnlearnConfig,
+)
 from neuralsanitizer.detectors.base import Evidence
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.detectors.neural_sanitizer.colours import reconstruct_colours
-from neuralsanitizer.detectors.neural_sanitizer.verdict import EXCESS, explained
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, EXCESS, decide, explained
 from neuralsanitizer.functional import recolour, stamped_with
 from neuralsanitizer.mitigation.unlearn import Unlearn
 from neuralsanitizer.pipeline import scan
@@ -129,14 +136,37 @@ def test_grey_images_have_no_colours_to_change(attacked, clean):
 
 @pytest.mark.parametrize(
     ("patch", "colours", "family"),
-    [(0.9, 0.8, "patch"), (0.3, 0.8, "colours"), (0.1, 0.25, "patch"), (0.0, 0.0, "patch")],
+    [(0.98, 0.8, "patch"), (0.44, 0.43, "colours"), (0.3, 0.8, "colours"), (0.1, 0.25, "patch"), (0.0, 0.0, "patch")],
 )
 def test_the_larger_excess_explains_a_label(patch, colours, family):
     of_patch = Evidence(
         Trigger(1, np.ones((2, 2), np.float32), np.ones((3, 2, 2), np.float32)), 0.9, (), {EXCESS: patch}
     )
     of_colours = Evidence(Trigger.of_colours(1, SEPIA, (2, 2)), 0.95, (), {EXCESS: colours})
-    chosen = explained(of_patch, of_colours, VerdictConfig())
+    chosen = explained(of_patch, of_colours, 10, NeuralSanitizerConfig())
     assert chosen.trigger.family == family
     assert (chosen.metrics["patch_excess"], chosen.metrics["colour_excess"]) == (patch, colours)
     assert Evidence.from_part(chosen.to_part()).trigger.family == family
+
+
+def test_where_nothing_is_compared_the_transfer_test_decides():
+    weak = Evidence(Trigger(1, np.ones((2, 2), np.float32), np.ones((3, 2, 2), np.float32)), 0.2, (0.0,))
+    strong = Evidence(Trigger.of_colours(1, SEPIA, (2, 2)), 1.0, (0.0,))
+    adversarial = replace(strong, transfer=(0.9,))
+    assert explained(weak, strong, 10, PAPER).trigger.family == "colours"
+    assert explained(weak, adversarial, 10, PAPER).trigger.family == "patch"
+
+
+def test_a_family_is_held_against_its_own_kind(attacked):
+    """Other labels' patches, of whatever excess, say nothing of a change of colours."""
+    config = NeuralSanitizerConfig()
+    image = (28, 28)
+    patches = [
+        Evidence(Trigger(i, np.ones(image, np.float32), np.ones((1, *image), np.float32)), 0.9, (), {
+            EXCESS: 0.045 * i, "patch_excess": 0.045 * i, "colour_excess": 0.0})
+        for i in range(1, 10)
+    ]  # fmt: skip
+    tone = Trigger.of_colours(0, np.eye(1, 2, dtype=np.float32), image)
+    toned = Evidence(tone, 0.95, (), {EXCESS: 0.6, "patch_excess": 0.1, "colour_excess": 0.6, CLEAN_SUCCESS: 0.35})
+    known = [replace(e, metrics={**e.metrics, CLEAN_SUCCESS: 0.5}) for e in patches]
+    assert decide(attacked.model, [toned, *known], config).infected_labels == (0,)

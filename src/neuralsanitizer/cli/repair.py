@@ -13,7 +13,7 @@ from neuralsanitizer.cli.console import exit_code_of, guarded, print_json, progr
 from neuralsanitizer.cli.scan import write_page
 from neuralsanitizer.config import MfccConfig
 from neuralsanitizer.data import CleanSet
-from neuralsanitizer.errors import OutputError, UsageError
+from neuralsanitizer.errors import DataError, OutputError, UsageError
 from neuralsanitizer.models import SuspectModel, load_model
 from neuralsanitizer.models.loading import parse_device
 from neuralsanitizer.pipeline import repair, verify
@@ -123,7 +123,7 @@ def _clean_set(model: SuspectModel, saved: SavedRun, source: str, limit: int | N
     """The clean set, read as the run's was: pixel values in the same range, MFCC computed with the same settings."""
     record = saved.run.model
     speech = {name: value for name, value in saved.run.data.speech.items() if name != "rate"}
-    return o.clean_set_for(
+    clean = o.clean_set_for(
         model,
         source,
         pixel_range=None if record.pixel_range == _EIGHT_BIT else record.pixel_range,
@@ -131,6 +131,10 @@ def _clean_set(model: SuspectModel, saved: SavedRun, source: str, limit: int | N
         seed=seed,
         speech=from_json(MfccConfig, speech) if speech else None,
     )
+    rate = saved.run.data.speech.get("rate")
+    if clean.recordings is not None and rate not in {None, clean.recordings.rate}:
+        raise DataError(f"the run is of recordings of {rate} samples a second, these have {clean.recordings.rate}")
+    return clean
 
 
 _EIGHT_BIT = (0.0, 255.0)  # what images of integers have anyway: floats of any range are then told by their values

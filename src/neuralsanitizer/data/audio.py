@@ -24,7 +24,8 @@ from neuralsanitizer.functional.speech import features, fixed_length
 __all__ = ["Recordings", "decode_recordings"]
 
 _MAX_SAMPLES = 1 << 30  # of all recordings: 4 GiB as float32
-_CHUNK = 512  # recordings whose spectra are computed at once
+_CHUNK = 512  # recordings whose spectra are computed at once, at most
+_MAX_SPECTRA = 1 << 30  # bytes of these spectra
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,21 @@ class Recordings:
 
     def pictures(self) -> Tensor:
         """Their MFCC, float32 (N, 1, frames, coefficients) in [0, 1]."""
-        return torch.cat([features(part, self.rate, self.config) for part in self.waveforms.split(_CHUNK)])
+        at_once = max(1, min(_CHUNK, _MAX_SPECTRA // self._spectrum_bytes()))
+        return torch.cat([features(part, self.rate, self.config) for part in self.waveforms.split(at_once)])
+
+    def _spectrum_bytes(self) -> int:
+        """What the complex spectrum of one recording takes."""
+        frames = self.waveforms.shape[1] // round(self.config.hop * self.rate) + 1
+        return 8 * frames * (round(self.config.window * self.rate) // 2 + 1)
+
+    def check_memory(self) -> None:
+        """Raise a DataError if the spectrum of one recording would take more than a GiB."""
+        if self._spectrum_bytes() > _MAX_SPECTRA:
+            raise DataError(
+                f"a spectrum every {self.config.hop:g} s over {self.config.window:g} s takes too much memory: use a "
+                "longer hop or a shorter window (--mfcc)"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Sample rate and the settings of the MFCC, for the record."""
@@ -88,7 +103,9 @@ def decode_recordings(files: Sequence[Path], config: MfccConfig) -> tuple[Record
         raise DataError(f"the recordings have {rate} samples a second: too few for MFCC every {config.hop:g} s")
     done = ((mixed, "averaged over their channels"), (cut, f"cut to {config.seconds:g} s"))
     notes = tuple(f"{count} of {len(files)} recordings {what}" for count, what in done if count)
-    return Recordings(torch.stack(waveforms), rate, config), notes
+    recordings = Recordings(torch.stack(waveforms), rate, config)
+    recordings.check_memory()
+    return recordings, notes
 
 
 def _read(file: Path, seconds: float) -> tuple[npt.NDArray[np.float32], int, int, int]:
@@ -99,8 +116,9 @@ def _read(file: Path, seconds: float) -> tuple[npt.NDArray[np.float32], int, int
             with wave.open(stream) as recording:
                 channels, width, rate = recording.getnchannels(), recording.getsampwidth(), recording.getframerate()
                 whole = recording.getnframes()
-                if not (1 <= channels <= _MOST_CHANNELS and 1 <= rate <= _HIGHEST_RATE):
-                    raise DataError(f"the recording {what} claims {channels} channels and {rate} samples a second")
+                if not (1 <= channels <= _MOST_CHANNELS and 1 <= rate <= _HIGHEST_RATE and 1 <= width <= 4):
+                    claim = f"{channels} channels and {rate} samples a second of {8 * width} bits"
+                    raise DataError(f"the recording {what} claims {claim}")
                 content = recording.readframes(min(whole, round(seconds * rate)))
         except (wave.Error, EOFError, RuntimeError) as error:
             raise DataError(

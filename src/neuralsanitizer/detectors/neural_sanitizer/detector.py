@@ -129,7 +129,8 @@ class NeuralSanitizer(Detector):
         if prepared.colours is None:
             return patches
         colours = self._colours(context, prepared.colours, labels)
-        return [explained(*both, self.config.verdict) for both in zip(patches, colours, strict=True)]
+        count = context.suspect.labels
+        return [explained(*both, count, self.config) for both in zip(patches, colours, strict=True)]
 
     def _patches(self, context: Context, references: References, labels: Sequence[int]) -> list[Evidence]:
         """Reconstruct, preserve, test for transfer, compare with clean models; what is not clear then, once more."""

@@ -39,11 +39,11 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
     """
     _, height, width = suspect.input_shape
     family = _COLOURS if any("colour_excess" in e.metrics for e in evidence) else _PATCHES
-    excesses = [e.metrics.get(EXCESS, 0.0) for e in evidence]  # where nothing was compared, clean models do as well
     findings = []
     for place, one in enumerate(evidence):
         certain = _certain(one, height * width, config.verdict)
-        usual = min(certain, _usual(excesses[:place] + excesses[place + 1 :], config.verdict))
+        others = [_excess(e, one.trigger.family) for e in (*evidence[:place], *evidence[place + 1 :])]
+        usual = min(certain, _usual(others, config.verdict))
         finding, reason = _judge_label(one, usual, suspect.labels, height * width, config)
         findings.append(
             LabelFinding(
@@ -73,16 +73,23 @@ def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
     return verdict.clean_excess < evidence.metrics.get(EXCESS, 0.0) < verdict.unclear_excess
 
 
-def explained(patch: Evidence, colours: Evidence, config: VerdictConfig) -> Evidence:
-    """What speaks of a label: its patch, unless a change of colours exceeds clean models by more.
+def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSanitizerConfig) -> Evidence:
+    """What speaks of a label: its patch, unless a change of colours is further over its own threshold.
 
     Args:
         patch: What was measured of the label's patch.
         colours: What was measured of its change of colours.
-        config: From which excess on a change of colours counts.
+        labels: Number of labels of the model.
+        config: Thresholds. Where nothing is compared with clean models, as published, the transfer test decides.
     """
+    verdict = config.verdict
     ours, theirs = patch.metrics.get(EXCESS, 0.0), colours.metrics.get(EXCESS, 0.0)
-    chosen = colours if theirs > max(ours, config.clean_excess_of_colours) else patch
+    if EXCESS in patch.metrics or EXCESS in colours.metrics:
+        further = theirs - verdict.infected_excess_of_colours > ours - verdict.infected_excess
+        better = theirs > verdict.clean_excess_of_colours and further
+    else:
+        better = is_candidate(colours, labels, config) and not is_candidate(patch, labels, config)
+    chosen = colours if better else patch
     both = {"patch_excess": ours, "colour_excess": theirs, "colour_success": colours.attack_success}
     return replace(chosen, metrics={**chosen.metrics, **both})
 
@@ -105,6 +112,12 @@ def merged(looks: Sequence[Evidence]) -> Evidence:
         "excess_spread": max(excesses) - min(excesses),
     }
     return replace(kept, metrics=metrics)
+
+
+def _excess(one: Evidence, family: str) -> float:
+    """A label's excess of a family of triggers; where nothing was compared, clean models do as well: 0."""
+    known = one.metrics.get("colour_excess" if family == "colours" else "patch_excess")
+    return one.metrics.get(EXCESS, 0.0) if known is None else known
 
 
 def _usual(others: Sequence[float], config: VerdictConfig) -> float:
