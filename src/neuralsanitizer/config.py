@@ -59,8 +59,8 @@ class MfccConfig:
     lifter: int = 22
     """Higher coefficients, which are small, are raised to the size of the lower ones (HTK: 22); 0: they are not."""
     scale: float = 1000.0
-    """Decibels of a liftered coefficient that the range of pixel values, 1, stands for: twice what the same data
-    reach (measured)."""
+    """Decibels of a liftered coefficient that the range of pixel values, 1, stands for. Of the same data no coefficient
+    should leave it: before liftering they reach 135, the second one, and less (estimated from these)."""
 
     def __post_init__(self) -> None:
         if not (0 < self.hop <= self.window <= self.seconds <= 60 and 1 <= self.coefficients <= self.mels <= 512):
@@ -316,9 +316,9 @@ class VerdictConfig:
     clean_excess: float = 0.45
     """Up to this excess a label is clean; up to ``infected_excess`` it is inconclusive (measured likewise)."""
     infected_excess_of_colours: float = 0.4
-    """The same as ``infected_excess`` of a change of colours. Measured (``bench run --split development --only
-    'dev-signs-*'``): a planted filter has 0.53 and more; clean labels 0.13 and less, where anything is to be compared:
-    nearly all of their changes of colours work on references that learnt the true labels."""
+    """The same as ``infected_excess`` of a change of colours. Chosen on one development model (``bench run --split
+    development --only dev-signs-filter-vivid``), whose planted filter has 0.53; on no clean model of the benchmark yet.
+    Clean labels hardly come so far: their changes of colours work on references that learnt the true labels too."""
     clean_excess_of_colours: float = 0.3
     """Likewise."""
 
