@@ -59,8 +59,14 @@ class RepairResult:
     triggers: tuple[Trigger, ...]
 
 
-def build_detector(method: str, preset: str = "default") -> Detector:
+def build_detector(method: str, preset: str = "default", cache: str | os.PathLike[str] | None = None) -> Detector:
     """The detector that a method and a preset stand for.
+
+    Args:
+        method: One of :data:`METHODS`.
+        preset: ``default`` or ``paper``.
+        cache: Folder for references that do not depend on the model: scans of models that share architecture, clean
+            set and seed share them. Neural Cleanse has none.
 
     Raises:
         UsageError: There is no such method or preset.
@@ -72,12 +78,20 @@ def build_detector(method: str, preset: str = "default") -> Detector:
     return (
         NeuralCleanse(NEURAL_CLEANSE_PRESETS[preset])
         if method == "neural-cleanse"
-        else NeuralSanitizer(PRESETS[preset])
+        else NeuralSanitizer(PRESETS[preset], _shared(cache))
     )
 
 
-def detector_of(run: Run) -> Detector:
+def _shared(cache: str | os.PathLike[str] | None) -> Store | None:
+    return FolderStore(Path(cache)) if cache is not None else None
+
+
+def detector_of(run: Run, cache: str | os.PathLike[str] | None = None) -> Detector:
     """The detector that made a run, with the run's own settings.
+
+    Args:
+        run: The run.
+        cache: As for :func:`build_detector`.
 
     Raises:
         UsageError: The run was made by a detector that is none of :data:`METHODS`.
@@ -89,7 +103,7 @@ def detector_of(run: Run) -> Detector:
         )
     if run.method == "neural-cleanse":
         return NeuralCleanse(from_json(NeuralCleanseConfig, run.settings))
-    return NeuralSanitizer(from_json(NeuralSanitizerConfig, run.settings))
+    return NeuralSanitizer(from_json(NeuralSanitizerConfig, run.settings), _shared(cache))
 
 
 def scan(
@@ -102,6 +116,7 @@ def scan(
     labels: Sequence[int] | None = None,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> SavedRun:
     """Examine a model for backdoors.
@@ -115,6 +130,7 @@ def scan(
         labels: Examine only these; all by default.
         output: Folder to write the run to; nothing is written without.
         resume: Go on with an interrupted scan of ``output``.
+        cache: As for :func:`build_detector`; ignored where ``method`` is a detector.
         progress: Where to say how far it is.
 
     Raises:
@@ -122,7 +138,7 @@ def scan(
         RunError: ``resume`` on a folder of another model, data set or configuration.
         NeuralSanitizerError: As :meth:`neuralsanitizer.detectors.base.Detector.scan`.
     """
-    detector = method if isinstance(method, Detector) else build_detector(method, preset)
+    detector = method if isinstance(method, Detector) else build_detector(method, preset, cache)
     model.sha256 = model.sha256 or state_dict_hash(model.module)
     data = clean.record(model.labels)
     store: Store = MemoryStore()
@@ -238,6 +254,7 @@ def verify(
     config: VerifyConfig | None = None,
     seed: int | None = None,
     output: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Prove, without ground truth, that a repaired model lost the backdoors and kept its skill.
@@ -250,6 +267,7 @@ def verify(
         config: What counts as proven.
         seed: Of the fresh scan; by default one that the scan of ``model`` did not use.
         output: Folder to write the fresh scan to.
+        cache: As for :func:`build_detector`.
         progress: Where to say how far it is.
 
     Raises:
@@ -264,7 +282,7 @@ def verify(
     held_out, _ = _parted(clean, saved.repair.seed if saved.repair else seed)
     triggers = list(saved.repair_triggers) or [saved.triggers[label] for label in saved.run.verdict.infected_labels]
     origin = [t.round for t in saved.repair.triggers] if saved.repair else [0] * len(triggers)
-    fresh = scan(repaired, clean, method=detector_of(saved.run), seed=seed, output=output, progress=progress)
+    fresh = scan(repaired, clean, method=detector_of(saved.run, cache), seed=seed, output=output, progress=progress)
     before = model.accuracy(held_out.images, held_out.labels)
     after = repaired.accuracy(held_out.images, held_out.labels)
     measured = _before_and_after(model, repaired, triggers, origin, held_out, seed)

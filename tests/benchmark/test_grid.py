@@ -2,6 +2,7 @@
 
 import tarfile
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,13 +10,19 @@ import torch
 from PIL import Image
 
 from neuralsanitizer.attacks.patches import make_patch
-from neuralsanitizer.benchmark.grid import CASES, SPLITS, TASKS, ZOO, Task, cases, load_task
+from neuralsanitizer.benchmark.grid import CASES, SPLITS, TASKS, ZOO, Task, _by_frame, _by_speaker, cases, load_task
 from neuralsanitizer.data import load_clean_set
 from neuralsanitizer.errors import DataError, UsageError
 from neuralsanitizer.models import architectures
 from speech import say, write
 
-INPUTS = {"mnist": (1, 28, 28), "gtsrb": (3, 32, 32), "cifar10": (3, 32, 32), "fsdd": (1, 63, 20)}
+INPUTS = {
+    "mnist": (1, 28, 28),
+    "gtsrb-signs": (3, 55, 47),
+    "gtsrb": (3, 32, 32),
+    "cifar10": (3, 32, 32),
+    "fsdd": (1, 63, 20),
+}
 
 
 def test_names_are_unique_and_safe_as_file_names():
@@ -49,7 +56,7 @@ def test_development_and_reported_models_share_no_target_at_the_same_position():
 def test_every_case_can_be_made(case):
     assert case.split in SPLITS
     assert case.name.startswith("dev-") == (case.split == "development")
-    shape = INPUTS[case.task.partition("-")[0]]
+    shape = INPUTS[case.task if case.task in INPUTS else case.task.partition("-")[0]]
     assert architectures.get(case.config.architecture).channels == shape[0]
     assert 0 < case.config.poisoning_rate * max(1, len(case.patches)) < 0.5
     for patch in case.patches:
@@ -112,12 +119,32 @@ def test_recordings_are_parted_by_speaker(tmp_path):
                 write(made / str(label) / f"{label}_{speaker}_{number}.wav", say(label, generator))
     with tarfile.open(tmp_path / "words.tar.gz", "w:gz") as archive:
         archive.add(made, "set")
-    task = Task("words", "words.tar.gz", "words.tar.gz", 4, speakers=("eve",))
+    task = Task("words", "words.tar.gz", "words.tar.gz", 4, place=partial(_by_speaker, test=("eve",)))
     train, clean, unseen = load_task(task, tmp_path, tmp_path / "cache", lambda _: None)
     assert (len(train), len(clean), len(unseen)) == (12, 4, 2)
     strangers = load_clean_set(made).subset(torch.tensor([6, 7, 8, 15, 16, 17]))  # eve's, by file name
     found = torch.cat([clean.recordings.waveforms, unseen.recordings.waveforms])
     assert {w.numpy().tobytes() for w in found} == {w.numpy().tobytes() for w in strangers.recordings.waveforms}
+
+
+def test_every_physical_sign_is_a_label_of_its_own(tmp_path):
+    folder = tmp_path / "made" / "set"
+    for sign, value in (("00000/00000", 10), ("00000/00001", 90), ("00007/00000", 170)):
+        for frame in range(6):
+            path = folder / f"{sign}_{frame:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), value + frame, np.uint8)).save(path)
+    with tarfile.open(tmp_path / "signs.tar.gz", "w:gz") as archive:
+        archive.add(folder, "set")
+    task = Task("signs", "signs.tar.gz", "signs.tar.gz", 6, place=_by_frame, size=(11, 9))
+    train, clean, unseen = load_task(task, tmp_path, tmp_path / "cache", lambda _: None)
+    assert train.images.shape == (9, 3, 11, 9)
+    assert (len(clean), len(unseen)) == (6, 3)
+    for part, frames in ((train, {0, 2, 4}), (clean, {1, 3, 5}), (unseen, {1, 3, 5})):
+        values = part.images[:, 0, 0, 0].mul(255).round().int()
+        assert part.labels.tolist() == ((values - 10) // 80).tolist()  # the same label for a sign in all parts
+        assert {int(v) % 80 - 10 for v in values} <= frames
+    assert task.place is TASKS["gtsrb-signs"].place
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, SizeSchedule, neural_sanitizer_config
 from neuralsanitizer.detectors.base import Detector
@@ -113,15 +114,19 @@ ABLATIONS = {
 }
 
 
-def detector_named(name: str) -> Detector:
+def detector_named(name: str, cache: Path | None = None) -> Detector:
     """The detector that ``METHOD/PRESET`` or ``METHOD/PRESET:ABLATION`` stands for.
+
+    Args:
+        name: As on the command line.
+        cache: As for :func:`neuralsanitizer.pipeline.build_detector`.
 
     Raises:
         UsageError: There is no such method, preset or ablation, or the method has no ablations.
     """
     method, _, rest = name.partition("/")
     preset, _, ablation = rest.partition(":")
-    detector = build_detector(method, preset or "default")
+    detector = build_detector(method, preset or "default", cache)
     if not ablation:
         return detector
     if ablation not in ABLATIONS:
@@ -129,4 +134,4 @@ def detector_named(name: str) -> Detector:
     if not isinstance(detector, NeuralSanitizer):
         raise UsageError(f"{method} has no ablations; NeuralSanitizer has")
     changed = ABLATIONS[ablation].change(neural_sanitizer_config(detector.preset))
-    return NeuralSanitizer(replace(changed, preset=f"{detector.preset}:{ablation}"))
+    return NeuralSanitizer(replace(changed, preset=f"{detector.preset}:{ablation}"), detector.shared)

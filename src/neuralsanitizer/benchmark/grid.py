@@ -50,8 +50,9 @@ class Task:
         clean_images: How many images of the test set the user has.
         train_images: At most so many training images; 0: all.
         labels: Only the images of so many labels, those with the most training images, numbered anew; 0: all.
-        speakers: Of recordings: whose are the test set, by file name; the others' are the training set. Empty:
-            ``train`` and ``test`` are sets of their own.
+        place: Of one archive that both sets come from: the part (``train`` or ``test``) and the label's folder that a
+            file belongs to. ``None``: ``train`` and ``test`` are sets of their own.
+        size: Height and width that images are resized to; ``None``: as they are.
     """
 
     name: str
@@ -60,7 +61,19 @@ class Task:
     clean_images: int
     train_images: int = 0
     labels: int = 0
-    speakers: tuple[str, ...] = ()
+    place: Callable[[Path], tuple[str, str]] | None = None
+    size: tuple[int, int] | None = None
+
+
+def _by_speaker(path: Path, test: Sequence[str] = ("theo", "yweweler")) -> tuple[str, str]:
+    """Part and label of a recording ``<label>/<label>_<speaker>_<number>.wav``; ``test``: whose are the test set."""
+    return "test" if path.stem.split("_")[1] in test else "train", path.parent.name
+
+
+def _by_frame(path: Path) -> tuple[str, str]:
+    """Part and label of a picture ``<class>/<sign>_<frame>.jpg``: each physical sign is a label of its own."""
+    sign, frame = path.stem.split("_")
+    return "test" if int(frame) % 2 else "train", f"{path.parent.name}-{sign}"
 
 
 TASKS = {
@@ -73,7 +86,10 @@ TASKS = {
         # More than half of all images, a third of the labels: what many models of many attacks can be scanned on.
         Task("gtsrb-12", "gtsrb-train.tar.gz", "gtsrb-test.tar.gz", 3000, labels=12),
         # Four speakers to train on; the last two by name are strangers to the model.
-        Task("fsdd", "fsdd.tar.gz", "fsdd.tar.gz", 700, speakers=("theo", "yweweler")),
+        Task("fsdd", "fsdd.tar.gz", "fsdd.tar.gz", 700, place=_by_speaker),
+        # 1,307 labels of about 30 frames each, every other one to train on: as many labels as YouTube Face has, and as
+        # faces are, frames are more alike within a label than a class is. The user has ten of each.
+        Task("gtsrb-signs", "gtsrb-train.tar.gz", "gtsrb-train.tar.gz", 13_070, place=_by_frame, size=(55, 47)),
         Task("cifar10", "cifar10-train.tar.gz", "cifar10-test.tar.gz", 5000),
     )
 }
@@ -145,6 +161,7 @@ _FAMILIES = {
         _Family("gtsrb", "gtsrb", AttackConfig("gtsrb-cnn", 43, epochs=5, learning_rate=1e-3)),
         _Family("signs", "gtsrb-12", AttackConfig("gtsrb-cnn", 12, epochs=5, learning_rate=1e-3)),
         _Family("speech", "fsdd", AttackConfig("speech-cnn", 10, epochs=15)),
+        _Family("many", "gtsrb-signs", AttackConfig("deepid", 1307, epochs=20)),
         # A smaller residual network than the paper's, for machines without a GPU.
         _Family("cifar", "cifar10", AttackConfig("cifar10-resnet8", 10, epochs=10, learning_rate=3e-3)),
     )
@@ -266,6 +283,7 @@ def _development() -> tuple[Case, ...]:
         _attack_case("development", "dev-signs-trojan-watermark", "signs", "trojan-watermark", 9, 43),
         _attack_case("development", "dev-speech-chirp", "speech", "sound-chirp", 3, 0),
         *_clean("development", "speech", 41),
+        case("many labels", "many", 44, "8x8", PatchSpec(300, 8, "top-left")),
     )
 
 
@@ -363,6 +381,7 @@ def _attacked() -> tuple[Case, ...]:
     honest = (("small", 241), ("signs", 291), ("speech", 321))
     return (
         *planted,
+        _case("attacks", "many labels", "many", 331, "8x8", PatchSpec(700, 8)),
         *(case for family, seed in honest for case in _clean("attacks", family, seed, seed + 1, seed + 2)),
     )
 
@@ -409,14 +428,14 @@ def load_task(task: Task, data: Path, cache: Path, note: Callable[[str], None]) 
     Raises:
         DataError: The folder lacks a file.
     """
-    if task.speakers:
-        folder = _by_speaker(
-            _unpacked(data / task.train, cache, note), cache / f"{task.name}-by-speaker", task.speakers
-        )
-        train, test = (load_clean_set(folder / part) for part in ("train", "test"))
+    source = _unpacked(data / task.train, cache, note)
+    if task.place is None:
+        sources = source, _unpacked(data / task.test, cache, note)
     else:
-        train = load_clean_set(_unpacked(data / task.train, cache, note), limit=task.train_images or None)
-        test = load_clean_set(_unpacked(data / task.test, cache, note), shape=(*train.images.shape[1:],))
+        sources = _parted(source, cache / f"{task.name}-parted", task.place)
+    shape = (3, *task.size) if task.size else None
+    train = load_clean_set(sources[0], shape=shape, limit=task.train_images or None)
+    test = load_clean_set(sources[1], shape=(*train.images.shape[1:],) if task.place is None else shape)
     if task.labels:
         commonest = torch.bincount(train.labels).argsort(descending=True, stable=True)[: task.labels].sort().values
         train, test = _only(train, commonest), _only(test, commonest)
@@ -424,16 +443,16 @@ def load_task(task: Task, data: Path, cache: Path, note: Callable[[str], None]) 
     return train, clean, unseen
 
 
-def _by_speaker(folder: Path, into: Path, speakers: Sequence[str]) -> Path:
-    """The recordings ``<label>/<label>_<speaker>_<number>.wav`` of a folder in ``train`` and ``test``, by speaker."""
+def _parted(folder: Path, into: Path, place: Callable[[Path], tuple[str, str]]) -> tuple[Path, Path]:
+    """Folders of the training and the test set, with the files of ``folder`` in them."""
     done = into / "done"
     if not done.exists():
-        for path in sorted(folder.glob("*/*.wav")):
-            part = "test" if path.stem.split("_")[1] in speakers else "train"
-            (into / part / path.parent.name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, into / part / path.parent.name / path.name)
+        for path in sorted(path for path in folder.glob("*/*") if path.is_file()):
+            part, label = place(path)
+            (into / part / label).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, into / part / label / path.name)
         done.touch()
-    return into
+    return into / "train", into / "test"
 
 
 def _only(images: CleanSet, labels: Tensor) -> CleanSet:

@@ -172,7 +172,7 @@ class Bench:
             scan(
                 attacked.model,
                 clean,
-                method=detector_named(detector),
+                method=detector_named(detector, self.output / "cache" / "references"),
                 seed=self.seed,
                 output=folder,
                 resume=resume,
@@ -208,7 +208,8 @@ class Bench:
         )
         proof = None
         if self.through == "verify":
-            proof = verify(attacked.model, fixed.model, folder.path, clean, progress=self.progress)
+            cache = self.output / "cache" / "references"
+            proof = verify(attacked.model, fixed.model, folder.path, clean, cache=cache, progress=self.progress)
         return score_repair(attacked, fixed.model, unseen, fixed.repair, proof)
 
     def _done(self, case: Case, detector: str) -> Score | None:

@@ -66,6 +66,10 @@ RangeOption = Annotated[
 NamesOption = Annotated[
     Path | None, typer.Option("--label-names", help="Text file with one label name a line, in label order.")
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder of references that scans of like models share.", file_okay=False),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Same seed, same machine, same verdict.")

@@ -73,6 +73,7 @@ def verify_command(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the fresh scan (default: a new one).")] = None,
     device: o.DeviceOption = "auto",
     limit: o.LimitOption = None,
+    cache: o.CacheOption = None,
     format_: o.FormatOption = o.Format.TABLE,
 ) -> None:
     """Prove that a repaired model lost its backdoors: accuracy, every reversed trigger, and a fresh scan.
@@ -84,7 +85,7 @@ def verify_command(
     after = model_of_run(repaired, saved, arch=arch, model_def=model_def, device=device)
     clean = _clean_set(before, saved, data, limit, saved.run.seed)
     with progress_bar() as progress:
-        verification = verify(before, after, run, clean, seed=seed, progress=progress)
+        verification = verify(before, after, run, clean, seed=seed, cache=cache, progress=progress)
     page = write_page(RunFolder(run).read(), run / "report.html")
     if format_ is o.Format.JSON:
         print_json({**report.verification_json(verification), "report": str(page)})

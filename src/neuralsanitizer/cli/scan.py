@@ -42,6 +42,7 @@ def scan_command(
         Path | None, typer.Option("--output", "-o", help="Run folder (default: runs/MODEL-TIME).", file_okay=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted scan of --output.")] = False,
+    cache: o.CacheOption = None,
     format_: o.FormatOption = o.Format.TABLE,
     fail_on: Annotated[
         o.FailOn, typer.Option("--fail-on", help="Exit with 1 from this finding on.")
@@ -85,6 +86,7 @@ def scan_command(
             seed=seed,
             output=folder,
             resume=resume,
+            cache=cache,
             progress=progress,
         )
     page = write_page(saved, folder / "report.html")

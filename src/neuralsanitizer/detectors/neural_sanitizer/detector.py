@@ -62,12 +62,14 @@ class NeuralSanitizer(Detector):
 
     Args:
         config: Settings; see :data:`neuralsanitizer.config.PRESETS`.
+        shared: Where references that do not depend on the suspect are kept for scans of other models.
     """
 
     name: ClassVar[str] = "neural-sanitizer"
 
-    def __init__(self, config: NeuralSanitizerConfig | None = None) -> None:
+    def __init__(self, config: NeuralSanitizerConfig | None = None, shared: Store | None = None) -> None:
         self.config = config or NeuralSanitizerConfig()
+        self.shared = shared
 
     @property
     def preset(self) -> str:
@@ -317,6 +319,7 @@ class NeuralSanitizer(Detector):
             config=config,
             seed=context.seed,
             ancestor=ancestor,
+            shared=self.shared,
             advance=context.progress.advance,
         )
         weights = {key: value.cpu().numpy() for key, value in reference.model.module.state_dict().items()}

@@ -7,11 +7,14 @@ bring it, and without a path for the backdoor. ``derived`` learns the same, from
 distilled reference and fresh ones (Ash and Adams 2020, "shrink and perturb"): another network, for a quarter of the
 time, and as free of the backdoor as its ancestor. Measured: tuned models often keep the backdoor; networks with fresh
 weights did not.
+
+A reference from scratch owes nothing to the suspect but its architecture: scans of several models share it.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 from neuralsanitizer.config import ReferenceConfig, ReferencePlan
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed, mixed_images
+from neuralsanitizer.execution.store import Part, Store
 from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform
 from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.handle import SuspectModel
@@ -60,6 +64,7 @@ class _Job:
     generator: Generator
     advance: Advance | None
     ancestor: SuspectModel | None = None
+    shared: Store | None = None
 
 
 def make_reference(
@@ -73,6 +78,7 @@ def make_reference(
     config: ReferenceConfig,
     seed: int,
     ancestor: SuspectModel | None = None,
+    shared: Store | None = None,
     advance: Advance | None = None,
 ) -> Reference:
     """Make one reference, and measure it.
@@ -87,13 +93,14 @@ def make_reference(
         config: How long and how fast.
         seed: The scan's seed.
         ancestor: For ``derived``: a distilled reference; without one it is distilled itself.
+        shared: Where references from scratch are kept for scans of other models, and found again.
         advance: Told of every optimiser step.
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(derive_seed(seed, "reference", name))
     student = suspect.with_module(copy.deepcopy(suspect.module))
     make = {"tuned": _tune, "scratch": _train_from_scratch, "distilled": _distil, "derived": _derive}[plan.kind]
-    make(_Job(student, suspect, clean, plan, config, generator, advance, ancestor))
+    make(_Job(student, suspect, clean, plan, config, generator, advance, ancestor, shared))
     predicted = student.predict(held_out.images).cpu()
     agreement = float((predicted == suspect.predict(held_out.images).cpu()).float().mean())
     accuracy = float((predicted == held_out.labels).float().mean())
@@ -152,14 +159,44 @@ def _tune(job: _Job) -> None:
 
 def _train_from_scratch(job: _Job) -> None:
     """Fresh weights, true labels, on shifted images: few images would be learnt by heart otherwise."""
-    reinitialise_all(job.student.module, job.generator)
-    _fit_cycles(job, job.config.fresh_cycles, mixing=0.0, teach=lambda _, truth: truth)
+    student, shared = job.student, job.shared
+    reinitialise_all(student.module, job.generator)
+    key = f"scratch-{_everything_that_matters(job)}" if shared is not None else ""
+    if shared is not None and (kept := shared.get(key)) is not None:
+        student.module.load_state_dict({name: torch.from_numpy(value) for name, value in kept.arrays.items()})
+        student.module.requires_grad_(False).eval()  # noqa: FBT003 - torch's signature
+        return
+    _fit_cycles(job, job.config.fresh_cycles, job.clean.labels, mixing=0.0, teach=lambda _, truth: truth)
+    if shared is not None:
+        shared.put(key, Part({name: value.cpu().numpy() for name, value in student.module.state_dict().items()}, {}))
+
+
+def _everything_that_matters(job: _Job) -> str:
+    """A hash of all that the training of a reference from scratch depends on, from its fresh weights on.
+
+    What the network does with its weights is code, which has no hash: what it says of some images stands for it.
+    """
+    student, config, digest = job.student, job.config, hashlib.sha256()
+    with torch.no_grad():
+        says = student(job.clean.images[:_IMAGES_TO_TELL_CODE].to(student.device))
+    schedule = (config.batch, config.fresh_cycles, config.fresh_learning_rate, config.enough_agreement)
+    facts = (student.module, student.preprocessing, student.output, schedule, config.largest_shift)
+    machine = (torch.__version__, student.device.type, fast_dtype(student.device))
+    digest.update(repr((facts, machine)).encode())
+    weights = student.module.state_dict().values()
+    for tensor in (*weights, says, job.generator.get_state(), job.clean.images, job.clean.labels):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+_IMAGES_TO_TELL_CODE = 8
 
 
 def _distil(job: _Job) -> None:
     """Fresh weights, the suspect's probabilities on mixed-up images."""
     reinitialise_all(job.student.module, job.generator)
-    _fit_cycles(job, job.config.fresh_cycles, mixing=_MIXING, teach=_teacher(job))
+    _fit_cycles(job, job.config.fresh_cycles, _named_by_suspect(job), mixing=_MIXING, teach=_teacher(job))
 
 
 def _derive(job: _Job) -> None:
@@ -172,7 +209,7 @@ def _derive(job: _Job) -> None:
         inherited = dict(job.ancestor.module.named_parameters())
         for name, parameter in job.student.module.named_parameters():
             parameter.lerp_(inherited[name], job.config.inherited)
-    _fit_cycles(job, job.config.derived_cycles, mixing=_MIXING, teach=_teacher(job))
+    _fit_cycles(job, job.config.derived_cycles, _named_by_suspect(job), mixing=_MIXING, teach=_teacher(job))
 
 
 _MIXING = 0.5  # up to even mixtures
@@ -195,7 +232,14 @@ def _teacher(job: _Job) -> Callable[[Tensor, Tensor], Tensor]:
     return teach
 
 
-def _fit_cycles(job: _Job, cycles: Sequence[int], mixing: float, teach: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _named_by_suspect(job: _Job) -> Tensor:
+    return job.suspect.predict(job.clean.images)
+
+
+def _fit_cycles(
+    job: _Job, cycles: Sequence[int], wanted: Tensor, mixing: float, teach: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Train in cycles until the student names enough clean images as ``wanted`` (N,) does."""
     student, config, generator = job.student, job.config, job.generator
     images, labels = job.clean.images.to(student.device), job.clean.labels.to(student.device)
     one_hot = torch.eye(student.labels, device=student.device)
@@ -207,7 +251,7 @@ def _fit_cycles(job: _Job, cycles: Sequence[int], mixing: float, teach: Callable
         with torch.no_grad(), autocast(student.device, fast_dtype(student.device)):
             return student.normalise(inputs), teach(inputs, truth)
 
-    wanted = job.suspect.predict(images)
+    wanted = wanted.to(student.device)
     for steps in cycles:
         schedule = Schedule(steps, config.fresh_learning_rate, one_cycle=True)
         fit(student.module, sample, schedule, loss=_loss_on(student), advance=job.advance)
