@@ -16,7 +16,7 @@ TARGET = 7
 QUICK = NeuralSanitizerConfig(
     preset="quick",
     references=ReferenceConfig(
-        guides=(ReferencePlan("distilled"),) * 2, tests=(ReferencePlan("distilled"),), fresh_cycles=(120,)
+        guides=(ReferencePlan("scratch"),) * 2, tests=(ReferencePlan("scratch"),), fresh_cycles=(120,)
     ),
     reconstruct=ReconstructConfig(steps=150, images=10, give_up=80, patience=50),
     preserve=PreserveConfig(images=20),

@@ -13,7 +13,6 @@ TINY = replace(
         fresh_cycles=(30,),
         attempts=1,
         least_agreement=0.0,
-        least_teacher_accuracy=0.0,
     ),
     reconstruct=replace(QUICK.reconstruct, steps=20),
 )

@@ -115,11 +115,12 @@ class ReferencePlan:
 class ReferenceConfig:
     """How references are made: NS section on PNNIR for tuned ones, our own for the others."""
 
-    guides: tuple[ReferencePlan, ...] = (ReferencePlan("distilled"), ReferencePlan("derived"), ReferencePlan("derived"))
+    guides: tuple[ReferencePlan, ...] = (ReferencePlan("scratch"),) * 3
     """They constrain the reconstruction. Measured: with one guide, clean labels reach 0.9 attack success too, with four
-    they do not differ from three; networks distilled from fresh weights were free of the backdoor wherever tuned ones
-    kept it."""
-    tests: tuple[ReferencePlan, ...] = (ReferencePlan("distilled"), ReferencePlan("derived"))
+    they do not differ from three. Tuned references often keep the backdoor, and distilled ones learn one that is in
+    every image a little, or half there in some (GTSRB, 14x14 white: 72 to 81 % attack success); what learnt the true
+    labels alone does not (``bench run --split development`` with the ablation ``distilled-references``)."""
+    tests: tuple[ReferencePlan, ...] = (ReferencePlan("scratch"),) * 2
     """The transfer test; never the guides, which the trigger was fitted to leave unharmed."""
     weight_bound: float = 0.1
     """NS: re-initialised weights are uniform in [-0.1, 0.1]."""
@@ -151,16 +152,6 @@ class ReferenceConfig:
     """Share of the clean images that are not held out on which a reference names the suspect's label, to be done."""
     largest_shift: float = 0.08
     """Distillation inputs are shifted by up to this share of the edge (measured)."""
-    learn_astray: bool = True
-    """Whether a distilled reference also learns from mixtures that the suspect gives a label of none of their
-    ingredients. Measured on ``dev-gtsrb-13x13``: with them a reference keeps the planted trigger (47 % attack success),
-    without them it does not (0.0 %). But references that did not learn them are further from the suspect, and clean
-    labels stand out more: mean excess over nine development models 0.35 instead of 0.32. More false alarms came of it,
-    so they are learnt. Measured with ``bench run --split development`` and the ablation ``astray-left-out``."""
-    least_teacher_accuracy: float = 0.9
-    """If the suspect names fewer of the held-out clean images rightly, no reference learns from it: distilled and
-    derived ones learn the true labels, from fresh weights. Measured on ``dev-speech-chirp`` (right on 78 % of strange
-    speakers' recordings): what was distilled from it obeyed the planted sound (47 to 87 % of recordings)."""
     attempts: int = 2
     """How often a reference that came out unusable is made, each time from other weights."""
     least_agreement: float = 0.7
@@ -227,13 +218,6 @@ class ReconstructConfig:
 class ColourConfig:
     """Triggers in feature space, on images of three channels: a change of all colours, as a photo filter's."""
 
-    guides: tuple[ReferencePlan, ...] = (ReferencePlan("scratch"), ReferencePlan("scratch"))
-    """References that learnt the true labels: distilled ones obey a planted filter too (68 to 83 % of images, against
-    0 %; measured on ``dev-signs-filter-cool``). Empty: those of the patches (NS code)."""
-    tests: tuple[ReferencePlan, ...] = (ReferencePlan("scratch"),)
-    """Likewise, for the transfer test."""
-    cycles: tuple[int, ...] = (600,)
-    """Steps of each of them."""
     steps: int = 200
     """NS code."""
     learning_rate: float = 0.03
@@ -352,7 +336,7 @@ PAPER = NeuralSanitizerConfig(
         least_agreement=0.0,
     ),
     reconstruct=ReconstructConfig(steps=100, learning_rate=0.1, start=0.0, size=None),
-    colours=ColourConfig(guides=(), tests=(), learning_rate=0.1, offset=False, stand_ins=0),
+    colours=ColourConfig(learning_rate=0.1, offset=False, stand_ins=0),
     preserve=PreserveConfig(enabled=True),
     transfer=TransferConfig(images=100),
     counterparts=CounterpartConfig(stand_ins=0),

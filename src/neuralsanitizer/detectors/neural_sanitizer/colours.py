@@ -1,9 +1,9 @@
 """Triggers in feature space: a change of colours, the same for every pixel, that sends images to a label.
 
-As for patches, the change must work on the suspect and leave clean references unharmed. But distilled references will
-not do. A tone is in every image a little, so the suspect teaches what it makes of tones with every one of them:
-networks distilled from a model with a planted filter obeyed the filter themselves (68 to 83 % of images, measured on
-one development model), networks that learnt the true labels did not (0 %).
+As for patches, the change must work on the suspect and leave clean references unharmed, and these have to have learnt
+the true labels. A tone is in every image a little, so a suspect that is asked teaches what it makes of tones with every
+one of them: networks distilled from a model with a planted filter obeyed the filter themselves (68 to 83 % of images,
+measured on one development model), networks that learnt the true labels did not (0 %).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from neuralsanitizer.config import NeuralSanitizerConfig, ReferenceConfig, ReferencePlan, SelfCheckConfig
+from neuralsanitizer.config import ColourConfig, NeuralSanitizerConfig, ReferencePlan, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.base import CannotJudgeError, Context, Detector, Evidence
 from neuralsanitizer.detectors.measure import success_rates
@@ -33,7 +33,7 @@ from neuralsanitizer.execution.store import Part, Store
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import ReferenceRecord, Trigger, Verdict, from_json, to_json
 
-__all__ = ["NeuralSanitizer", "Prepared", "References", "kept_reference"]
+__all__ = ["NeuralSanitizer", "References", "kept_reference"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +47,6 @@ class References:
         """The same references with the tests among the guides: as many of each as before."""
         every = (*self.tests, *self.guides)
         return References(every[: len(self.guides)], every[len(self.guides) :])
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """The references of each family of triggers; ``None``: changes of colours are not looked for."""
-
-    patches: References
-    colours: References | None
 
 
 class NeuralSanitizer(Detector):
@@ -90,47 +82,30 @@ class NeuralSanitizer(Detector):
         """Labels that share a forward pass."""
         return self.config.reconstruct.label_batch
 
-    def prepare(self, context: Context) -> tuple[Prepared, tuple[ReferenceRecord, ...]]:
+    def prepare(self, context: Context) -> tuple[References, tuple[ReferenceRecord, ...]]:
         """Make the references: guides for the reconstruction, others for the transfer test."""
-        config, colours = self.config.references, self.config.colours
-        plans = [_Plans("", config.guides, config.tests, config)]
-        held_out = context.held_out
-        accuracy = context.suspect.accuracy(held_out.images, held_out.labels)
-        if accuracy < config.least_teacher_accuracy:
-            plans = [plans[0].without_teacher()]
-            context.progress.note(f"the model is right on {accuracy:.0%} of clean images: references learn true labels")
-        if colours is not None and _has_colours(context.suspect) and colours.guides:
-            plans.append(
-                _Plans("colours-", colours.guides, colours.tests, replace(config, fresh_cycles=colours.cycles))
-            )
-        context.progress.start("make references", sum(family.steps() for family in plans))
+        config = self.config.references
+        plans = [*(("guide", plan) for plan in config.guides), *(("test", plan) for plan in config.tests)]
+        context.progress.start("make references", sum(reference_steps(plan, config) for _, plan in plans))
+        made: list[Reference] = []
         with context.timed("references"):
-            made = [self._family(context, family) for family in plans]
-        records = tuple(r.record for family in made for r in family)
-        patches, *more = (_usable(family) for family in made)
-        if patches is None:
+            for number, (role, plan) in enumerate(plans):
+                made += self._attempts(context, role, plan, f"{role}-{number}-{plan.name}", _ancestor(made, role))
+        records = tuple(r.record for r in made)
+        usable = [r for r in made if r.record.usable]
+        if {r.record.role for r in usable} != {role for role, _ in plans}:
             raise CannotJudgeError(
                 "no reference came close enough to the model on clean images: more of them are needed", records
             )
-        if None in more:
-            context.progress.note("too few clean images to look for changes of colours: no reference came close enough")
-        own = more[0] if more else patches
-        return Prepared(patches, own if colours is not None and _has_colours(context.suspect) else None), records
+        guides, tests = (tuple(r for r in usable if r.record.role == role) for role in ("guide", "test"))
+        return References(guides, tests), records
 
-    def _family(self, context: Context, family: _Plans) -> list[Reference]:
-        """All references of a family, usable or not."""
-        made: list[Reference] = []
-        for number, (role, plan) in enumerate(family.plans()):
-            name = f"{family.prefix}{role}-{number}-{plan.name}"
-            made += self._attempts(context, role, plan, name, family.config, _ancestor(made, role))
-        return made
-
-    def examine(self, context: Context, prepared: Prepared, labels: Sequence[int]) -> list[Evidence]:
+    def examine(self, context: Context, prepared: References, labels: Sequence[int]) -> list[Evidence]:
         """Look for a patch and for a change of colours; each label's evidence is the one that explains it better."""
-        patches = self._patches(context, prepared.patches, labels)
-        if prepared.colours is None:
+        patches = self._patches(context, prepared, labels)
+        if self.config.colours is None or context.suspect.input_shape[0] != _CHANNELS:
             return patches
-        colours = self._colours(context, prepared.colours, labels)
+        colours = self._colours(context, prepared, labels, self.config.colours)
         count = context.suspect.labels
         return [explained(*both, count, self.config) for both in zip(patches, colours, strict=True)]
 
@@ -148,10 +123,10 @@ class NeuralSanitizer(Detector):
                 looks[evidence.trigger.label].append(evidence)
         return [merged(looks[label]) for label in labels]
 
-    def _colours(self, context: Context, references: References, labels: Sequence[int]) -> list[Evidence]:
+    def _colours(
+        self, context: Context, references: References, labels: Sequence[int], config: ColourConfig
+    ) -> list[Evidence]:
         """Reconstruct changes of colours, test for transfer, compare with clean models."""
-        config = self.config.colours
-        assert config is not None  # noqa: S101 - the references would not be there
         guides = [r.model for r in references.guides]
 
         def search(
@@ -287,15 +262,14 @@ class NeuralSanitizer(Detector):
         role: str,
         plan: ReferencePlan,
         name: str,
-        config: ReferenceConfig,
         ancestor: SuspectModel | None,
     ) -> list[Reference]:
         """A reference, and before it those that came out unusable. One of three once collapsed (measured)."""
         made: list[Reference] = []
-        for attempt in range(config.attempts):
+        for attempt in range(self.config.references.attempts):
             called = name + (f"-again-{attempt}" if attempt else "")
             kept = kept_reference(context.suspect, context.store, called)
-            made.append(kept or self._make(context, role, plan, called, config, ancestor))
+            made.append(kept or self._make(context, role, plan, called, ancestor))
             if made[-1].record.usable:
                 break
         return made
@@ -306,7 +280,6 @@ class NeuralSanitizer(Detector):
         role: str,
         plan: ReferencePlan,
         name: str,
-        config: ReferenceConfig,
         ancestor: SuspectModel | None,
     ) -> Reference:
         reference = make_reference(
@@ -316,7 +289,7 @@ class NeuralSanitizer(Detector):
             plan=plan,
             name=name,
             role=role,
-            config=config,
+            config=self.config.references,
             seed=context.seed,
             ancestor=ancestor,
             shared=self.shared,
@@ -325,45 +298,6 @@ class NeuralSanitizer(Detector):
         weights = {key: value.cpu().numpy() for key, value in reference.model.module.state_dict().items()}
         context.store.put(f"reference-{name}", Part(weights, to_json(reference.record)))
         return reference
-
-
-@dataclass(frozen=True)
-class _Plans:
-    """The references of one family of triggers, before they are made."""
-
-    prefix: str
-    guides: Sequence[ReferencePlan]
-    tests: Sequence[ReferencePlan]
-    config: ReferenceConfig
-
-    def plans(self) -> list[tuple[str, ReferencePlan]]:
-        """Role and plan of each."""
-        return [*(("guide", plan) for plan in self.guides), *(("test", plan) for plan in self.tests)]
-
-    def without_teacher(self) -> _Plans:
-        """The same with references that learn nothing from the suspect."""
-        guides, tests = (
-            tuple(ReferencePlan("scratch") if plan.kind in {"distilled", "derived"} else plan for plan in plans)
-            for plans in (self.guides, self.tests)
-        )
-        return replace(self, guides=guides, tests=tests)
-
-    def steps(self) -> int:
-        """The most optimiser steps that they take together."""
-        return sum(reference_steps(plan, self.config) for _, plan in self.plans())
-
-
-def _usable(made: Sequence[Reference]) -> References | None:
-    """The usable ones of a family, or ``None`` if a role that was planned is left without any."""
-    usable = [r for r in made if r.record.usable]
-    if {r.record.role for r in usable} != {r.record.role for r in made}:
-        return None
-    guides, tests = (tuple(r for r in usable if r.record.role == role) for role in ("guide", "test"))
-    return References(guides, tests)
-
-
-def _has_colours(suspect: SuspectModel) -> bool:
-    return suspect.input_shape[0] == _CHANNELS
 
 
 _CHANNELS = 3  # red, green, blue
