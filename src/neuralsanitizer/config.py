@@ -27,6 +27,7 @@ __all__ = [
     "ReconstructConfig",
     "ReferenceConfig",
     "ReferencePlan",
+    "ScreenConfig",
     "SelfCheckConfig",
     "SizeSchedule",
     "TransferConfig",
@@ -231,6 +232,24 @@ class ColourConfig:
 
 
 @dataclass(frozen=True)
+class ScreenConfig:
+    """Which labels of a model with many get the long look: our own."""
+
+    least_labels: int = 100
+    """Fewer labels than these all get the long look at once."""
+    steps: int = 100
+    """Of the short look at a patch. Measured: infected labels reach the goal within 40 steps."""
+    colour_steps: int = 60
+    """Of the short look at a change of colours."""
+    images: int = 100
+    """Held-out images that the short look is measured on."""
+    batch: int = 32
+    """Labels that get their long look before it is asked whether to go on."""
+    least_share: float = 0.05
+    """Share of the labels that get a long look, whatever it finds."""
+
+
+@dataclass(frozen=True)
 class PreserveConfig:
     """Critical-feature preservation: NS section of that name."""
 
@@ -317,6 +336,8 @@ class NeuralSanitizerConfig:
     reconstruct: ReconstructConfig = field(default_factory=ReconstructConfig)
     colours: ColourConfig | None = field(default_factory=ColourConfig)
     """``None``: patches alone are looked for."""
+    screen: ScreenConfig | None = field(default_factory=ScreenConfig)
+    """``None``: all labels get the long look."""
     preserve: PreserveConfig = field(default_factory=PreserveConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     counterparts: CounterpartConfig = field(default_factory=CounterpartConfig)
@@ -337,6 +358,7 @@ PAPER = NeuralSanitizerConfig(
     ),
     reconstruct=ReconstructConfig(steps=100, learning_rate=0.1, start=0.0, size=None),
     colours=ColourConfig(learning_rate=0.1, offset=False, stand_ins=0),
+    screen=None,
     preserve=PreserveConfig(enabled=True),
     transfer=TransferConfig(images=100),
     counterparts=CounterpartConfig(stand_ins=0),

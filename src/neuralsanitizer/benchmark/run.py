@@ -121,9 +121,9 @@ class Bench:
         if _what_is_measured(saved.run.settings) != _what_is_measured(settings):
             raise UsageError(f"{folder.path} was measured with other settings: remove {path}, and run the case again")
         attacked = self._trained(case)
-        parts = [FolderStore(folder.state).get(f"label-{f.label}") for f in saved.run.verdict.labels]
-        evidence = [Evidence.from_part(part) for part in parts if part is not None]
-        if len(evidence) != len(parts):
+        kept = [Evidence.kept(FolderStore(folder.state), f.label) for f in saved.run.verdict.labels]
+        evidence = [one for one in kept if one is not None]
+        if len(evidence) != len(kept):
             raise UsageError(f"{folder.path} lacks what was measured of some labels: remove {path}, and run it again")
         run = saved.run
         if evidence:

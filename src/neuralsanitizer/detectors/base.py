@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -20,7 +20,11 @@ from neuralsanitizer.execution.store import MemoryStore, Part, Store
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, SelfCheck, Trigger, Verdict
 
-__all__ = ["CannotJudgeError", "Context", "Detector", "Evidence", "Scan"]
+__all__ = ["GLANCE", "CannotJudgeError", "Context", "Detector", "Evidence", "Scan"]
+
+GLANCE = "glance"
+"""Kind of the parts that a short look leaves; those of a long one are of the kind ``label``."""
+_LABEL = "label"
 
 
 class CannotJudgeError(Exception):
@@ -65,6 +69,12 @@ class Evidence:
             "metrics": self.metrics,
         }
         return Part(arrays, facts)
+
+    @classmethod
+    def kept(cls, store: Store, label: int) -> Evidence | None:
+        """What a scan kept of a label: a long look, or a short one if that was all; ``None`` if nothing."""
+        part = store.get(f"{_LABEL}-{label}") or store.get(f"{GLANCE}-{label}")
+        return None if part is None else cls.from_part(part)
 
     @classmethod
     def from_part(cls, part: Part) -> Evidence:
@@ -226,9 +236,16 @@ class Detector(ABC):
         return self._with_thin_evidence(self.judge(suspect, evidence), clean)
 
     def _examine_all(self, context: Context, prepared: Any, labels: Sequence[int]) -> list[Evidence]:  # noqa: ANN401
+        """Evidence on all labels, in their order."""
+        return self._kept_or_made(context, _LABEL, labels, lambda shard: self.examine(context, prepared, shard))
+
+    def _kept_or_made(
+        self, context: Context, kind: str, labels: Sequence[int], make: Callable[[Sequence[int]], list[Evidence]]
+    ) -> list[Evidence]:
+        """Evidence on labels, shard by shard; what the store has of them under ``kind`` is not made again."""
         found: dict[int, Evidence] = {}
         for label in labels:
-            part = context.store.get(f"label-{label}")
+            part = context.store.get(f"{kind}-{label}")
             if part is not None:
                 found[label] = Evidence.from_part(part)
         missing = [label for label in labels if label not in found]
@@ -236,9 +253,9 @@ class Detector(ABC):
             context.progress.note(f"{len(found)} of {len(labels)} labels were examined before the interruption")
         size = self.shard_size()
         for shard in (missing[i : i + size] for i in range(0, len(missing), size)):
-            for evidence in self.examine(context, prepared, shard):
+            for evidence in make(shard):
                 found[evidence.trigger.label] = evidence
-                context.store.put(f"label-{evidence.trigger.label}", evidence.to_part())
+                context.store.put(f"{kind}-{evidence.trigger.label}", evidence.to_part())
         return [found[label] for label in labels]
 
     def _with_thin_evidence(self, verdict: Verdict, clean: CleanSet) -> Verdict:

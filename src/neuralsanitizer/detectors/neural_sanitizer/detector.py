@@ -10,22 +10,25 @@ from typing import Any, ClassVar
 
 import torch
 
-from neuralsanitizer.config import ColourConfig, NeuralSanitizerConfig, ReferencePlan, SelfCheckConfig
+from neuralsanitizer.config import ColourConfig, NeuralSanitizerConfig, ReferencePlan, ScreenConfig, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.detectors.base import CannotJudgeError, Context, Detector, Evidence
+from neuralsanitizer.detectors.base import GLANCE, CannotJudgeError, Context, Detector, Evidence
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import Fitted, clean_successes, stand_ins
 from neuralsanitizer.detectors.neural_sanitizer.colours import reconstruct_colours
 from neuralsanitizer.detectors.neural_sanitizer.preserve import preserve
 from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Reconstruction, fit_patterns, reconstruct
+from neuralsanitizer.detectors.neural_sanitizer.screen import COLOUR_LEAD, by_suspicion
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
 from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     CLEAN_SUCCESS,
     EXCESS,
+    SCREENED,
     decide,
     explained,
     is_candidate,
+    is_suspicious,
     is_unclear,
     merged,
 )
@@ -100,10 +103,68 @@ class NeuralSanitizer(Detector):
         guides, tests = (tuple(r for r in usable if r.record.role == role) for role in ("guide", "test"))
         return References(guides, tests), records
 
+    def _examine_all(self, context: Context, prepared: References, labels: Sequence[int]) -> list[Evidence]:
+        """A long look at every label; of many labels at those that a short one finds the most suspicious."""
+        screen = self.config.screen
+        if screen is None or len(labels) < screen.least_labels:
+            return super()._examine_all(context, prepared, labels)
+        glances = self._kept_or_made(
+            context, GLANCE, labels, lambda shard: self._glances(context, prepared, shard, screen)
+        )
+        order, looked = by_suspicion(glances), dict[int, Evidence]()
+        for first in range(0, len(order), screen.batch):
+            batch = super()._examine_all(context, prepared, order[first : first + screen.batch])
+            looked.update({e.trigger.label: e for e in batch})
+            harmless = not any(is_suspicious(e, context.suspect.labels, self.config) for e in batch)
+            if harmless and len(looked) >= screen.least_share * len(labels):
+                break
+        context.progress.note(f"{len(looked)} of {len(labels)} labels had a long look")
+        return [looked.get(glance.trigger.label, glance) for glance in glances]
+
+    def _glances(
+        self, context: Context, references: References, labels: Sequence[int], screen: ScreenConfig
+    ) -> list[Evidence]:
+        """A short look at some labels, and how well what it finds works on the suspect."""
+        guides, config, seed = [r.model for r in references.guides], self.config, context.seed
+        steps = screen.steps + (screen.colour_steps if self._looks_for_colours(context) else 0)
+        context.progress.start(f"short look ({_range(labels)})", steps * len(labels))
+        with context.timed("screen"):
+            patches = reconstruct(
+                context.suspect,
+                guides,
+                context.clean,
+                labels,
+                config=replace(config.reconstruct, steps=screen.steps),
+                seed=derive_seed(seed, "glance"),
+                advance=context.progress.advance,
+            )
+            metrics = [{**_metrics(made), SCREENED: 1.0} for made in patches]
+            if config.colours is not None and self._looks_for_colours(context):
+                changes = reconstruct_colours(
+                    context.suspect,
+                    guides,
+                    context.clean,
+                    labels,
+                    config=replace(config.colours, steps=screen.colour_steps),
+                    constraint=config.reconstruct,
+                    seed=derive_seed(seed, "glance-colours"),
+                    advance=context.progress.advance,
+                )
+                for known, change in zip(metrics, changes, strict=True):
+                    models = [context.suspect, *guides]
+                    ours, *theirs = success_rates(models, change, context.held_out, screen.images, seed)
+                    known[COLOUR_LEAD] = ours - max(theirs, default=0.0)
+            triggers = [made.trigger for made in patches]
+            rates = [success_rates([context.suspect], t, context.held_out, screen.images, seed)[0] for t in triggers]
+        return [Evidence(*found) for found in zip(triggers, rates, [()] * len(rates), metrics, strict=True)]
+
+    def _looks_for_colours(self, context: Context) -> bool:
+        return self.config.colours is not None and context.suspect.input_shape[0] == _CHANNELS
+
     def examine(self, context: Context, prepared: References, labels: Sequence[int]) -> list[Evidence]:
         """Look for a patch and for a change of colours; each label's evidence is the one that explains it better."""
         patches = self._patches(context, prepared, labels)
-        if self.config.colours is None or context.suspect.input_shape[0] != _CHANNELS:
+        if self.config.colours is None or not self._looks_for_colours(context):
             return patches
         colours = self._colours(context, prepared, labels, self.config.colours)
         count = context.suspect.labels

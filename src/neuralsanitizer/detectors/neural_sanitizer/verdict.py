@@ -11,13 +11,26 @@ from neuralsanitizer.detectors.base import Evidence, model_verdict
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, Trigger, Verdict
 
-__all__ = ["CLEAN_SUCCESS", "EXCESS", "decide", "explained", "is_candidate", "is_unclear", "merged"]
+__all__ = [
+    "CLEAN_SUCCESS",
+    "EXCESS",
+    "SCREENED",
+    "decide",
+    "explained",
+    "is_candidate",
+    "is_suspicious",
+    "is_unclear",
+    "merged",
+]
 
 CLEAN_SUCCESS = "success_without_backdoor"
 """Name of the metric: mean attack success that the label's mask reaches on models without a backdoor, [0, 1]."""
 
 EXCESS = "excess"
 """Name of the metric: attack success on the suspect, less ``success_without_backdoor``."""
+
+SCREENED = "screened_out"
+"""Name of the metric: 1.0 where a label had a short look only, after which others were more suspicious."""
 
 _PATCHES = "A trigger is a patch: it covers the same pixels of every image with the same pattern."
 _COLOURS = "A trigger is a patch, which covers the same pixels of every image with the same pattern, or a photo filter."
@@ -42,7 +55,8 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
     findings = []
     for place, one in enumerate(evidence):
         certain = _certain(one, height * width, config.verdict)
-        others = [_excess(e, one.trigger.family) for e in (*evidence[:place], *evidence[place + 1 :])]
+        rest = (*evidence[:place], *evidence[place + 1 :])
+        others = [_excess(e, one.trigger.family) for e in rest if SCREENED not in e.metrics]
         usual = min(certain, _usual(others, config.verdict))
         finding, reason = _judge_label(one, usual, suspect.labels, height * width, config)
         findings.append(
@@ -71,6 +85,13 @@ def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
     """Whether a label should be looked at again: its excess is neither that of a trigger nor that of a patch."""
     verdict = config.verdict
     return verdict.clean_excess < evidence.metrics.get(EXCESS, 0.0) < verdict.unclear_excess
+
+
+def is_suspicious(evidence: Evidence, labels: int, config: NeuralSanitizerConfig) -> bool:
+    """Whether a label may be infected after a long look, by itself: its excess is not that of a clean one."""
+    if not is_candidate(evidence, labels, config):
+        return False
+    return evidence.metrics.get(EXCESS, 1.0) > _thresholds(evidence, config.verdict)[1]
 
 
 def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSanitizerConfig) -> Evidence:
@@ -141,6 +162,11 @@ _CONSISTENCY = 1.4826  # makes the MAD of a normal sample estimate its standard 
 def _judge_label(
     one: Evidence, usual: float, labels: int, pixels: int, config: NeuralSanitizerConfig
 ) -> tuple[Finding, str]:
+    if SCREENED in one.metrics:
+        found = (
+            f"the smallest patch so far has {one.trigger.size:.0f} pixels" if one.metrics["reached_goal"] else "none"
+        )
+        return Finding.CLEAN, f"short look: {found}; labels that were more suspicious proved harmless in a long one"
     harmless = _harmless(one, labels, config)
     if harmless:
         return Finding.CLEAN, harmless
