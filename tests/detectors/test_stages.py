@@ -218,6 +218,17 @@ def test_where_the_trigger_lies_a_clean_model_cannot_be_fooled(attacked, clean, 
     assert sum(done) == 60
 
 
+@pytest.mark.parametrize(("cells", "edge"), [(0, 1), (28, 1), (14, 2), (5, 6), (1, 28)])
+def test_all_pixels_of_a_cell_of_the_mask_are_alike(attacked, clean, cells, edge):
+    config = replace(QUICK.reconstruct, mask_cells=cells, steps=20)
+    (found,) = reconstruct(attacked.model, [], clean, [TARGET], config=config, seed=0)
+    mask = found.trigger.mask
+    assert mask.shape == (28, 28)
+    coarse = mask[::edge, ::edge]
+    np.testing.assert_array_equal(np.kron(coarse, np.ones((edge, edge)))[:28, :28], mask)
+    assert len(np.unique(mask)) > coarse.size / 2  # cells differ from each other
+
+
 def test_the_best_pattern_within_a_mask_is_found_and_the_mask_held(attacked, clean, unseen):
     planted = attacked.triggers[0]
     blank = Trigger(TARGET, planted.mask, np.zeros_like(planted.pattern))

@@ -35,7 +35,9 @@ class Ablation:
 
 def _without_guides(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
     """Neural Cleanse's question, "how small can it be?", and the rest of the method as it is."""
-    reconstruct = replace(config.reconstruct, steps=400, learning_rate=0.05, start=0.5, size=SizeSchedule())
+    reconstruct = replace(
+        config.reconstruct, steps=400, learning_rate=0.05, mask_cells=0, start=0.5, size=SizeSchedule()
+    )
     references = replace(config.references, guides=())
     return replace(config, references=references, reconstruct=reconstruct)
 
@@ -77,6 +79,11 @@ ABLATIONS = {
             "closed-start",
             "the mask starts closed",
             lambda c: replace(c, reconstruct=replace(c.reconstruct, start=0.0)),
+        ),
+        Ablation(
+            "pixel-mask",
+            "a mask of pixels, not of cells",
+            lambda c: replace(c, reconstruct=replace(c.reconstruct, mask_cells=0)),
         ),
         Ablation("no-size", "no size term", lambda c: replace(c, reconstruct=replace(c.reconstruct, size=None))),
         Ablation(

@@ -251,7 +251,9 @@ class _LabelBatch:
         self.gained_size = torch.full((count,), torch.inf, device=device)  # its size then
         # Of the labels that are still at work, ``rows`` of all:
         self.rows = torch.arange(count, device=device)
-        raw = torch.full((count, height, width), config.start, device=device)
+        self.cell = _cell((height, width), config.mask_cells)
+        cells = (-(-height // self.cell), -(-width // self.cell))
+        raw = torch.full((count, *cells), config.start, device=device)
         pattern = torch.stack([torch.rand(channels, height, width, generator=g) for g in generators]).to(device)
         self.weight = torch.full((count,), config.size.start if config.size else 0.0, device=device)
         self.hits = torch.zeros(count, device=device)  # attack success, summed over the steps since the last look
@@ -274,16 +276,23 @@ class _LabelBatch:
         return self._results()
 
     def _optimise(self, raw: Tensor, pattern: Tensor, moments: Sequence[dict[str, Tensor]] = ()) -> None:
-        """Go on with these masks (k, H, W) and patterns (k, C, H, W), and Adam's moments of them."""
+        """Go on with these raw masks (k, rows, columns) and patterns (k, C, H, W), and Adam's moments of them."""
         self.raw, self.pattern = raw.requires_grad_(), pattern.requires_grad_()
         self.optimiser = torch.optim.Adam([self.raw, self.pattern], lr=self.config.learning_rate)
         for parameter, state in zip((self.raw, self.pattern), moments, strict=False):
             self.optimiser.state[parameter].update(state)
 
+    def _mask(self) -> Tensor:
+        """The masks (k, H, W) of the labels at work: all pixels of a cell are alike."""
+        cells = mask_from_raw(self.raw, self.config.sharpness)
+        height, width = self.pattern.shape[-2:]
+        pixels = cells.repeat_interleave(self.cell, dim=1).repeat_interleave(self.cell, dim=2)
+        return pixels[:, :height, :width]
+
     def _step(self, step: int) -> None:
         config = self.config
         images = self.images[self.draws[step, self.rows]]  # (k, n, C, H, W)
-        mask = mask_from_raw(self.raw, config.sharpness)  # (k, H, W)
+        mask = self._mask()  # (k, H, W)
         stamped = stamp(images, mask[:, None, None], self.pattern[:, None])
         guide = self.guides[self.turns[step]] if self.guides else None
         loss, hits = _guarded_loss(self.suspect, guide, stamped, self.targets[self.rows], config)
@@ -304,7 +313,7 @@ class _LabelBatch:
         size = self.config.size
         if size is None:
             return
-        mask = mask_from_raw(self.raw, self.config.sharpness)
+        mask = self._mask()
         sizes = mask.sum(dim=(1, 2))
         held = success >= size.goal
         better = held & (sizes < self.kept_size[self.rows])
@@ -343,7 +352,7 @@ class _LabelBatch:
         """Of labels that never held the goal, keep what they have now."""
         which = which & torch.isinf(self.kept_size[self.rows])
         rows = self.rows[which]
-        self.kept_mask[rows] = mask_from_raw(self.raw, self.config.sharpness)[which]
+        self.kept_mask[rows] = self._mask()[which]
         self.kept_pattern[rows], self.kept_success[rows] = self.pattern[which], self.success[which]
 
     def _results(self) -> list[Reconstruction]:
@@ -355,6 +364,11 @@ class _LabelBatch:
             )
             for i, label in enumerate(self.labels)
         ]
+
+
+def _cell(size: tuple[int, int], cells: int) -> int:
+    """Edge length of the mask's cells in pixels, with ``cells`` along the shorter edge of an image of this size."""
+    return -(-min(size) // cells) if cells else 1
 
 
 _LOOK_EVERY = 10  # steps over which the last attack success is averaged where no size is sought
