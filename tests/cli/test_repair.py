@@ -94,6 +94,18 @@ def test_what_cannot_be_repaired_is_refused_before_anything_is_written(
     assert not (folder / "repair.json").exists()
 
 
+def test_the_model_itself_is_never_overwritten(scanned, files, tmp_path):
+    before = sha256(files.attacked)
+    (tmp_path / "same.safetensors").symlink_to(files.attacked)
+    for output in (files.attacked, "same.safetensors"):
+        outcome = run(
+            "repair", files.attacked, "--run", scanned[1], "--data", files.clean, "--output", output, "--force"
+        )
+        assert (outcome.code, outcome.stdout) == (3, "")
+        assert "is the model itself" in outcome.stderr
+    assert sha256(files.attacked) == before
+
+
 def test_verify_proves_the_repair(repaired, files, tmp_path):
     _, weights, folder = repaired
     shutil.copytree(folder, tmp_path / "run")

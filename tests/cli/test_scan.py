@@ -118,6 +118,22 @@ def test_an_interrupted_scan_goes_on_and_finds_the_same(scanned, files, tmp_path
     assert [f["finding"] for f in resumed.json["labels"]] == [f["finding"] for f in outcome.json["labels"]]
 
 
+def test_a_scan_of_another_model_finds_the_references_in_the_cache(scanned, files, tmp_path):
+    options = ("--seed", 3, "--format", "json", "--cache", "references")
+    first = scan_of(files.honest, files.clean, "--output", "first", *options)
+    kept = {path: path.read_bytes() for path in (tmp_path / "references").iterdir()}
+    second = scan_of(files.attacked, files.clean, "--output", "second", *options)
+    assert kept == {path: path.read_bytes() for path in (tmp_path / "references").iterdir()}
+    weights = [(tmp_path / run_ / "state").glob("reference-*") for run_ in ("first", "second")]
+    names, others = ({path.name for path in found} for found in weights)
+    assert names == others
+    assert len(names) == len(kept)
+    # With and without the cache: the same.
+    assert first.code == 0
+    assert second.code == scanned[0].code
+    assert second.json["labels"] == scanned[0].json["labels"]
+
+
 def test_a_folder_that_holds_something_is_left_alone(scanned, files, tmp_path):
     shutil.copytree(scanned[1], tmp_path / "run")
     before = (tmp_path / "run" / "run.json").read_bytes()

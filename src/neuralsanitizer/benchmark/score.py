@@ -74,7 +74,7 @@ class Score:
 
     Attributes:
         case: Name of the model.
-        split: ``development`` or ``reported``.
+        split: One of :data:`neuralsanitizer.benchmark.grid.SPLITS`.
         group: What the case varies.
         method: Name of the detector.
         preset: Its settings.

@@ -46,6 +46,8 @@ def repair_command(
     """
     if output.exists() and not force:
         raise OutputError(f"{output} exists: choose another file, or overwrite it with --force")
+    if output.exists() and model.exists() and output.samefile(model):
+        raise OutputError(f"{output} is the model itself, which stays as it is: choose another file")
     saved = RunFolder(run).read()
     suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
     clean = _clean_set(suspect, saved, data, limit, seed)
