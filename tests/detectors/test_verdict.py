@@ -125,6 +125,24 @@ def test_small_masks_are_certain_sooner_because_all_labels_may_be_infected():
     assert decide(suspect(), large, DEFAULT).infected_labels == ()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [
+        ((56, 57, 299, 108), (0, 1)),  # alike: both may be planted
+        ((36, 52, 133, 80), (0,)),
+        ((11, 24, 44, 44), (0,)),
+        ((11, 9, 4, 10), (0, 1, 2, 3)),  # small ones are certain whatever the others have
+    ],
+)
+def test_of_labels_that_exceed_alike_the_smaller_masks_are_certain(sizes, found):
+    """Measured on overfitted networks with chequered patches: other labels are reached as well, by larger masks."""
+    strong = [evidence(i, size=size, success=0.95, without=0.05 + i / 100) for i, size in enumerate(sizes)]
+    others = [evidence(4 + i, size=60.0, success=0.95, without=0.09) for i in range(3)]
+    verdict = decide(suspect(), [*strong, *(replace(e, metrics={**e.metrics, EXCESS: 0.84}) for e in others)], DEFAULT)
+    assert verdict.infected_labels == found
+    assert not any(f.finding is Finding.CLEAN for f in verdict.labels)
+
+
 def test_a_label_does_not_raise_the_bar_for_itself():
     """Measured on a 14x14 patch: one label of ten exceeds clean models by 0.68, four had nothing to compare."""
     excesses = (None, 0.33, 0.33, None, 0.14, None, None, 0.11, 0.22, 0.68)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, median
@@ -53,8 +54,9 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
     _, height, width = suspect.input_shape
     family = _COLOURS if any("colour_excess" in e.metrics for e in evidence) else _PATCHES
     findings = []
+    smallest = _smallest_of_strong(evidence, config.verdict)
     for place, one in enumerate(evidence):
-        certain = _certain(one, height * width, config.verdict)
+        certain = _certain(one, height * width, smallest, config.verdict)
         rest = (*evidence[:place], *evidence[place + 1 :])
         others = [_excess(e, one.trigger.family) for e in rest if SCREENED not in e.metrics]
         usual = min(certain, _usual(others, config.verdict))
@@ -149,10 +151,23 @@ def _usual(others: Sequence[float], config: VerdictConfig) -> float:
     return middle + config.outlier * _CONSISTENCY * median(abs(x - middle) for x in others)
 
 
-def _certain(one: Evidence, pixels: int, config: VerdictConfig) -> float:
+def _smallest_of_strong(evidence: Sequence[Evidence], config: VerdictConfig) -> float:
+    """The smallest mask among the labels that exceed clean models the most; 0 if none does."""
+    sizes = [e.trigger.size for e in evidence if _excess(e, "patch") >= config.certain_excess and _is_patch(e)]
+    return min(sizes, default=0.0)
+
+
+def _certain(one: Evidence, pixels: int, smallest: float, config: VerdictConfig) -> float:
     """The excess from which on a label is infected, whatever the others have."""
-    small = one.trigger.family == "patch" and one.trigger.size <= config.small_mask * pixels
-    return config.certain_excess_of_small if small else config.certain_excess
+    if not _is_patch(one):
+        return config.certain_excess
+    if one.trigger.size <= config.small_mask * pixels:
+        return config.certain_excess_of_small
+    return math.inf if one.trigger.size > config.rides_along * smallest > 0 else config.certain_excess
+
+
+def _is_patch(one: Evidence) -> bool:
+    return one.trigger.family == "patch"
 
 
 _LEAST_COMPARED = 5  # a median of fewer labels says nothing of the model
