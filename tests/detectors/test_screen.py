@@ -15,6 +15,7 @@ from neuralsanitizer.records import Finding, Trigger
 from quick import QUICK, TARGET
 
 SCREEN = ScreenConfig(least_labels=2, steps=80, batch=2, least_share=0.1)
+LABELS = (0, 1, 2, 3, TARGET)
 
 
 def glance(label, size, *, works=True, success=0.9, lead=None):
@@ -41,9 +42,16 @@ def test_patches_and_changes_of_colours_take_turns():
     assert by_suspicion([glance(i, 10 + i, lead=lead) for i, lead in enumerate(leads)]) == [0, 1, 3, 2]
 
 
-def screened(attacked, clean, store=None, **changes):
-    config = replace(QUICK, screen=replace(SCREEN, **changes))
-    return NeuralSanitizer(config).scan(attacked.model, clean, seed=0, store=store)
+@pytest.fixture(scope="module")
+def scanned(attacked, clean):
+    """Scans some labels with changed settings; all scans share their references."""
+    shared = MemoryStore()
+
+    def scanned(config=QUICK, labels=LABELS, store=None, **changes):
+        config = replace(config, screen=replace(SCREEN, **changes))
+        return NeuralSanitizer(config, shared).scan(attacked.model, clean, seed=0, labels=labels, store=store)
+
+    return scanned
 
 
 @pytest.fixture(scope="module")
@@ -52,53 +60,56 @@ def store():
 
 
 @pytest.fixture(scope="module")
-def found(attacked, clean, store):
-    return screened(attacked, clean, store)
+def found(scanned, store):
+    return scanned(store=store)
 
 
-def test_the_infected_label_gets_the_long_look_and_most_clean_ones_do_not(found, attacked, clean):
+def test_the_infected_label_gets_the_long_look_and_most_clean_ones_do_not(found, scanned):
     assert found.verdict.infected_labels == (TARGET,)
     short = [f for f in found.verdict.labels if SCREENED in f.metrics]
-    assert len(found.verdict.labels) == attacked.model.labels
-    assert 5 <= len(short) <= 8
+    assert [f.label for f in found.verdict.labels] == list(LABELS)
+    assert 1 <= len(short) <= 3
     assert all(f.finding is Finding.CLEAN and "short look" in f.reason and EXCESS not in f.metrics for f in short)
     # A long look is the same with a short one before it and without.
-    (whole,) = NeuralSanitizer(QUICK).scan(attacked.model, clean, seed=0, labels=[TARGET]).verdict.labels
-    chosen = found.verdict.labels[TARGET]
+    (whole,) = scanned(labels=[TARGET], least_labels=2).verdict.labels
+    chosen = found.verdict.labels[-1]
     assert (whole.attack_success, whole.metrics) == (chosen.attack_success, chosen.metrics)
 
 
-def test_an_interrupted_scan_keeps_short_and_long_looks(found, store, attacked, clean):
-    class Broken(MemoryStore):
-        """Loses nothing, takes nothing new."""
+def test_an_interrupted_scan_keeps_short_and_long_looks(found, store, scanned):
+    class Kept(MemoryStore):
+        """Has what the other store has, and takes nothing new."""
+
+        get = store.get
 
         def put(self, key, part):
             raise AssertionError(f"{key} was made again: {part.meta}")
 
-    full = Broken()
-    full._parts = store._parts
-    again = screened(attacked, clean, full)
+    again = scanned(store=Kept())
     assert [f.reason for f in again.verdict.labels] == [f.reason for f in found.verdict.labels]
-    for label in range(attacked.model.labels):
-        assert (SCREENED in Evidence.kept(store, label).metrics) == (SCREENED in found.verdict.labels[label].metrics)
-    assert Evidence.kept(store, attacked.model.labels) is None
+    for one in found.verdict.labels:
+        assert (SCREENED in Evidence.kept(store, one.label).metrics) == (SCREENED in one.metrics)
+    assert Evidence.kept(store, 9) is None
 
 
-def test_where_every_batch_is_suspicious_all_labels_get_the_long_look(attacked, clean):
-    config = replace(QUICK, screen=SCREEN, verdict=replace(QUICK.verdict, clean_excess=-1.0, least_attack_success=0.0))
+def test_where_every_batch_is_suspicious_all_labels_get_the_long_look(scanned):
     config = replace(
-        config, transfer=replace(config.transfer, threshold=1.1), reconstruct=replace(QUICK.reconstruct, steps=10)
+        QUICK,
+        verdict=replace(QUICK.verdict, clean_excess=-1.0, least_attack_success=0.0),
+        transfer=replace(QUICK.transfer, threshold=1.1),
+        reconstruct=replace(QUICK.reconstruct, steps=10),
     )
-    found = NeuralSanitizer(config).scan(attacked.model, clean, seed=0)
+    assert not any(SCREENED in f.metrics for f in scanned(config).verdict.labels)
+
+
+def test_the_smallest_share_gets_the_long_look_whatever_it_finds(scanned):
+    quick = replace(QUICK, reconstruct=replace(QUICK.reconstruct, steps=10))
+    found = scanned(quick, labels=(0, 1, 2, 3), least_share=1.0)
     assert not any(SCREENED in f.metrics for f in found.verdict.labels)
+    assert any(SCREENED in f.metrics for f in scanned(quick, labels=(0, 1, 2, 3), least_share=0.1).verdict.labels)
 
 
-def test_the_smallest_share_gets_the_long_look_whatever_it_finds(attacked, clean):
-    found = screened(attacked, clean, least_share=1.0)
-    assert not any(SCREENED in f.metrics for f in found.verdict.labels)
-
-
-def test_few_labels_and_the_published_method_know_no_short_look(attacked, clean):
+def test_few_labels_and_the_published_method_know_no_short_look(scanned):
     assert PAPER.screen is None
-    found = screened(attacked, clean, least_labels=11, steps=1)
-    assert not any(SCREENED in f.metrics for f in found.verdict.labels)
+    quick = replace(QUICK, reconstruct=replace(QUICK.reconstruct, steps=10))
+    assert not any(SCREENED in f.metrics for f in scanned(quick, least_labels=len(LABELS) + 1).verdict.labels)

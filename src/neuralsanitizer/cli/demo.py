@@ -83,10 +83,10 @@ def _play(
         return result
 
     attacked, honest = trained("backdoored", [PATCH]), trained("clean", [])
-    folder = output / "backdoored-run"
-    infected = scan(attacked.model, clean, seed=seed, output=folder, progress=progress)
+    folder, cache = output / "backdoored-run", output / "references"
+    infected = scan(attacked.model, clean, seed=seed, output=folder, cache=cache, progress=progress)
     report.print_run(infected, console)
-    sound = scan(honest.model, clean, seed=seed, output=output / "clean-run", progress=progress)
+    sound = scan(honest.model, clean, seed=seed, output=output / "clean-run", cache=cache, progress=progress)
     report.print_run(sound, console)
     write_page(sound, output / "clean-run" / "report.html")
     steps = [
