@@ -158,7 +158,7 @@ class ReferenceConfig:
     least_agreement: float = 0.7
     """A reference that agrees with the suspect on fewer held-out images constrains too little and is not used: one of
     three distilled GTSRB references once collapsed to a constant (measured). One from scratch, which does not learn
-    from the suspect, has to name as many of them rightly."""
+    from the suspect, has to name rightly at least this share of the number that the suspect does."""
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,12 @@ def make_reference(
     predicted = student.predict(held_out.images).cpu()
     agreement = float((predicted == suspect.predict(held_out.images).cpu()).float().mean())
     accuracy = float((predicted == held_out.labels).float().mean())
-    alone = plan.kind == "scratch"
-    usable = (accuracy if alone else agreement) >= config.least_agreement
-    doubt = f"names only {accuracy:.0%}" if alone else f"agrees with the suspect on only {agreement:.0%}"
+    if plan.kind == "scratch":
+        least = config.least_agreement * suspect.accuracy(held_out.images, held_out.labels)
+        usable, doubt = accuracy >= least, f"names only {accuracy:.0%} of clean images rightly"
+    else:
+        usable = agreement >= config.least_agreement
+        doubt = f"agrees with the suspect on only {agreement:.0%} of clean images"
     record = ReferenceRecord(
         name=name,
         kind=plan.kind,
@@ -115,7 +118,7 @@ def make_reference(
         clean_accuracy=accuracy,
         agreement=agreement,
         usable=usable,
-        reason="" if usable else f"{doubt} of clean images" + " rightly" * alone,
+        reason="" if usable else doubt,
         seconds=time.perf_counter() - started,
     )
     return Reference(student, record)
