@@ -2,6 +2,7 @@
 
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -125,6 +126,11 @@ def test_recordings_are_parted_by_speaker(tmp_path):
     strangers = load_clean_set(made).subset(torch.tensor([6, 7, 8, 15, 16, 17]))  # eve's, by file name
     found = torch.cat([clean.recordings.waveforms, unseen.recordings.waveforms])
     assert {w.numpy().tobytes() for w in found} == {w.numpy().tobytes() for w in strangers.recordings.waveforms}
+    faster, *others = load_task(replace(task, speeds=(1.2,)), tmp_path, tmp_path / "cache", lambda _: None)
+    assert [len(part) for part in (faster, *others)] == [24, 4, 2]
+    assert torch.equal(faster.images[:12], train.images)
+    assert torch.equal(faster.images[12:], train.recordings.at_speed(1.2).pictures())
+    assert torch.equal(faster.labels, train.labels.repeat(2))
 
 
 def test_every_physical_sign_is_a_label_of_its_own(tmp_path):

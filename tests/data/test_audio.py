@@ -6,6 +6,7 @@ import torch
 
 from neuralsanitizer.config import MfccConfig
 from neuralsanitizer.data import load_clean_set
+from neuralsanitizer.data.audio import Recordings
 from neuralsanitizer.errors import DataError, UsageError
 from speech import RATE, write, write_words
 
@@ -113,3 +114,24 @@ def test_hops_shorter_than_a_sample_are_refused(tmp_path):
         load_clean_set(two_labels(tmp_path, rate=20), speech=MfccConfig(window=0.5, hop=0.016))
     with pytest.raises(UsageError):
         MfccConfig(window=2.0)
+
+
+@pytest.mark.parametrize(("speed", "pitch"), [(1.25, 500), (0.8, 320), (1.0, 400)])
+def test_a_faster_recording_is_shorter_and_higher_by_as_much(speed, pitch):
+    time = torch.arange(RATE) / RATE
+    tone = 0.5 * torch.sin(2 * torch.pi * 400 * time) * (time < 0.4)
+    recordings = Recordings(torch.stack([tone, torch.zeros(RATE)]), RATE, MfccConfig())
+    played = recordings.at_speed(speed)
+    assert played.waveforms.shape == (2, RATE)
+    sound, silence = played.waveforms
+    assert silence.abs().max() < 1e-6
+    assert int(torch.fft.rfft(sound).abs().argmax()) == pytest.approx(pitch, abs=3)
+    inner = sound[int(0.05 * RATE / speed) : int(0.35 * RATE / speed)]
+    assert inner.abs().max() == pytest.approx(0.5, abs=0.02)
+    assert sound[int(0.42 * RATE / speed) :].abs().max() < 0.02
+
+
+def test_what_becomes_too_high_for_the_sample_rate_is_gone():
+    tone = 0.5 * torch.sin(2 * torch.pi * 3600 * torch.arange(RATE) / RATE)
+    played = Recordings(tone[None], RATE, MfccConfig()).at_speed(1.25)  # 4,500 Hz would come back as 3,500
+    assert played.waveforms.abs().max() < 0.02

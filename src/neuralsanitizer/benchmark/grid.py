@@ -53,6 +53,7 @@ class Task:
         place: Of one archive that both sets come from: the part (``train`` or ``test``) and the label's folder that a
             file belongs to. ``None``: ``train`` and ``test`` are sets of their own.
         size: Height and width that images are resized to; ``None``: as they are.
+        speeds: At which the recordings of the training set are played besides.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Task:
     labels: int = 0
     place: Callable[[Path], tuple[str, str]] | None = None
     size: tuple[int, int] | None = None
+    speeds: tuple[float, ...] = ()
 
 
 def _by_speaker(path: Path, test: Sequence[str] = ("theo", "yweweler")) -> tuple[str, str]:
@@ -85,8 +87,8 @@ TASKS = {
         Task("gtsrb", "gtsrb-train.tar.gz", "gtsrb-test.tar.gz", 4000),
         # More than half of all images, a third of the labels: what many models of many attacks can be scanned on.
         Task("gtsrb-12", "gtsrb-train.tar.gz", "gtsrb-test.tar.gz", 3000, labels=12),
-        # Four speakers to train on; the last two by name are strangers to the model.
-        Task("fsdd", "fsdd.tar.gz", "fsdd.tar.gz", 700, place=_by_speaker),
+        # Four speakers to train on, who are twelve at three speeds; the last two by name are strangers to the model.
+        Task("fsdd", "fsdd.tar.gz", "fsdd.tar.gz", 700, place=_by_speaker, speeds=(0.85, 1.18)),
         # 1,307 labels of about 30 frames each, every other one to train on: as many labels as YouTube Face has, and as
         # faces are, frames are more alike within a label than a class is. The user has ten of each.
         Task("gtsrb-signs", "gtsrb-train.tar.gz", "gtsrb-train.tar.gz", 13_070, place=_by_frame, size=(55, 47)),
@@ -436,6 +438,7 @@ def load_task(task: Task, data: Path, cache: Path, note: Callable[[str], None]) 
     shape = (3, *task.size) if task.size else None
     train = load_clean_set(sources[0], shape=shape, limit=task.train_images or None)
     test = load_clean_set(sources[1], shape=(*train.images.shape[1:],) if task.place is None else shape)
+    train = _at_speeds(train, task.speeds)
     if task.labels:
         commonest = torch.bincount(train.labels).argsort(descending=True, stable=True)[: task.labels].sort().values
         train, test = _only(train, commonest), _only(test, commonest)
@@ -453,6 +456,15 @@ def _parted(folder: Path, into: Path, place: Callable[[Path], tuple[str, str]]) 
             shutil.copyfile(path, into / part / label / path.name)
         done.touch()
     return into / "train", into / "test"
+
+
+def _at_speeds(spoken: CleanSet, speeds: Sequence[float]) -> CleanSet:
+    """Recordings as they are, and played at other speeds: voices that are not in the set."""
+    if spoken.recordings is None or not speeds:
+        return spoken
+    every = [spoken.recordings, *(spoken.recordings.at_speed(speed) for speed in speeds)]
+    recordings = replace(spoken.recordings, waveforms=torch.cat([one.waveforms for one in every]))
+    return replace(spoken, images=recordings.pictures(), labels=spoken.labels.repeat(len(every)), recordings=recordings)
 
 
 def _only(images: CleanSet, labels: Tensor) -> CleanSet:

@@ -64,6 +64,16 @@ class Recordings:
         """Sample rate and the settings of the MFCC, for the record."""
         return {"rate": self.rate, **asdict(self.config)}
 
+    def at_speed(self, speed: float) -> Self:
+        """The same recordings played faster (over 1) or slower, and so in a higher or deeper voice.
+
+        Resampled by their spectrum, without aliasing; cut or filled up to the same length.
+        """
+        samples = self.waveforms.shape[1]
+        wanted = round(samples / speed)
+        played = torch.fft.irfft(torch.fft.rfft(self.waveforms), n=wanted) * (wanted / samples)
+        return replace(self, waveforms=fixed_length(played, samples))
+
     def subset(self, indices: Tensor) -> Self:
         """The recordings at ``indices`` (int64), in that order."""
         return replace(self, waveforms=self.waveforms[indices])

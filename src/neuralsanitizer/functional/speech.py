@@ -20,12 +20,12 @@ _FLOOR = 1e-8  # of the mel power: silence is -80 dB
 
 
 def fixed_length(waveform: Tensor, samples: int) -> Tensor:
-    """A waveform (n,) cut or filled up with silence at its end to (samples,).
+    """Waveforms (..., n) cut or filled up with silence at their end to (..., samples).
 
     >>> fixed_length(torch.ones(2), 3).tolist()
     [1.0, 1.0, 0.0]
     """
-    return torch.nn.functional.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
+    return torch.nn.functional.pad(waveform[..., :samples], (0, max(0, samples - waveform.shape[-1])))
 
 
 def mel_filters(rate: int, fft: int, mels: int) -> Tensor:
