@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
 
-from neuralsanitizer.config import ColourConfig, NeuralSanitizerConfig, ReferencePlan, ScreenConfig, SelfCheckConfig
+from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, ScreenConfig, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.base import GLANCE, CannotJudgeError, Context, Detector, Evidence
 from neuralsanitizer.detectors.measure import success_rates
-from neuralsanitizer.detectors.neural_sanitizer.calibrate import Fitted, clean_successes, stand_ins
-from neuralsanitizer.detectors.neural_sanitizer.colours import reconstruct_colours
-from neuralsanitizer.detectors.neural_sanitizer.preserve import preserve
-from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Reconstruction, fit_patterns, reconstruct
+from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes, stand_ins
+from neuralsanitizer.detectors.neural_sanitizer.families import Family, Found, families_for
 from neuralsanitizer.detectors.neural_sanitizer.screen import COLOUR_LEAD, by_suspicion
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
@@ -34,7 +33,7 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
 )
 from neuralsanitizer.execution.store import Part, Store
 from neuralsanitizer.models.handle import SuspectModel
-from neuralsanitizer.records import ReferenceRecord, Trigger, Verdict, from_json, to_json
+from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
 
 __all__ = ["NeuralSanitizer", "References", "kept_reference"]
 
@@ -125,188 +124,88 @@ class NeuralSanitizer(Detector):
         self, context: Context, references: References, labels: Sequence[int], screen: ScreenConfig
     ) -> list[Evidence]:
         """A short look at some labels, and how well what it finds works on the suspect."""
-        guides, config, seed = [r.model for r in references.guides], self.config, context.seed
-        steps = screen.steps + (screen.colour_steps if self._looks_for_colours(context) else 0)
+        guides, held_out, seed = [r.model for r in references.guides], context.held_out, context.seed
+        patches, *others = families_for(context.suspect, self.config)
+        steps = screen.steps + screen.colour_steps * len(others)
         context.progress.start(f"short look ({_range(labels)})", steps * len(labels))
         with context.timed("screen"):
-            patches = reconstruct(
-                context.suspect,
-                guides,
-                context.clean,
-                labels,
-                config=replace(config.reconstruct, steps=screen.steps),
-                seed=derive_seed(seed, "glance"),
-                advance=context.progress.advance,
-            )
-            metrics = [{**_metrics(made), SCREENED: 1.0} for made in patches]
-            if config.colours is not None and self._looks_for_colours(context):
-                changes = reconstruct_colours(
-                    context.suspect,
-                    guides,
-                    context.clean,
-                    labels,
-                    config=replace(config.colours, steps=screen.colour_steps),
-                    constraint=config.reconstruct,
-                    seed=derive_seed(seed, "glance-colours"),
-                    advance=context.progress.advance,
-                )
-                for known, change in zip(metrics, changes, strict=True):
+            glances = []
+            for patch, metrics in patches.reconstruct(context, guides, labels, screen.steps):
+                (rate,) = success_rates([context.suspect], patch, held_out, screen.images, seed)
+                glances.append(Evidence(patch, rate, (), {**metrics, SCREENED: 1.0}))
+            for colours in others:
+                changes = colours.reconstruct(context, guides, labels, screen.colour_steps)
+                for glance, (change, _) in zip(glances, changes, strict=True):
                     models = [context.suspect, *guides]
-                    ours, *theirs = success_rates(models, change, context.held_out, screen.images, seed)
-                    known[COLOUR_LEAD] = ours - max(theirs, default=0.0)
-            triggers = [made.trigger for made in patches]
-            rates = [success_rates([context.suspect], t, context.held_out, screen.images, seed)[0] for t in triggers]
-        return [Evidence(*found) for found in zip(triggers, rates, [()] * len(rates), metrics, strict=True)]
-
-    def _looks_for_colours(self, context: Context) -> bool:
-        return self.config.colours is not None and context.suspect.input_shape[0] == _CHANNELS
+                    ours, *theirs = success_rates(models, change, held_out, screen.images, seed)
+                    glance.metrics[COLOUR_LEAD] = ours - max(theirs, default=0.0)
+        return glances
 
     def examine(self, context: Context, prepared: References, labels: Sequence[int]) -> list[Evidence]:
-        """Look for a patch and for a change of colours; each label's evidence is the one that explains it better."""
-        patches = self._patches(context, prepared, labels)
-        if self.config.colours is None or not self._looks_for_colours(context):
-            return patches
-        colours = self._colours(context, prepared, labels, self.config.colours)
-        count = context.suspect.labels
-        return [explained(*both, count, self.config) for both in zip(patches, colours, strict=True)]
+        """Look for triggers of all families; each label's evidence is the one that explains it better."""
+        patches, *others = (
+            self._looks(context, family, prepared, labels) for family in families_for(context.suspect, self.config)
+        )
+        for colours in others:
+            count = context.suspect.labels
+            patches = [explained(*both, count, self.config) for both in zip(patches, colours, strict=True)]
+        return patches
 
-    def _patches(self, context: Context, references: References, labels: Sequence[int]) -> list[Evidence]:
-        """Reconstruct, preserve, test for transfer, compare with clean models; what is not clear then, once more."""
-        looks = {e.trigger.label: [e] for e in self._look(context, references, labels)}
+    def _looks(self, context: Context, family: Family, references: References, labels: Sequence[int]) -> list[Evidence]:
+        """Look for a family's triggers; where it is not clear then, again, the references in other roles."""
+        looks = {e.trigger.label: [e] for e in self._look(context, family, references, labels)}
         turned = references
-        for number in range(1, self.config.verdict.restarts + 1):
+        for number in range(1, family.looks_again + 1):
             unclear = [label for label, evidence in looks.items() if is_unclear(merged(evidence), self.config)]
             if not unclear:
                 break
             turned = turned.turned()
             again = replace(context, seed=derive_seed(context.seed, "restart", number))
-            for evidence in self._look(again, turned, unclear):
+            for evidence in self._look(again, family, turned, unclear):
                 looks[evidence.trigger.label].append(evidence)
         return [merged(looks[label]) for label in labels]
 
-    def _colours(
-        self, context: Context, references: References, labels: Sequence[int], config: ColourConfig
-    ) -> list[Evidence]:
-        """Reconstruct changes of colours, test for transfer, compare with clean models."""
-        guides = [r.model for r in references.guides]
-
-        def search(
-            model: SuspectModel, guiding: Sequence[SuspectModel], start: Sequence[Trigger], seed: int
-        ) -> list[Trigger]:
-            return reconstruct_colours(
-                model,
-                guiding,
-                context.clean,
-                [t.label for t in start] or labels,
-                start=start,
-                config=config,
-                constraint=self.config.reconstruct,
-                seed=seed,
-                advance=context.progress.advance,
-            )
-
-        context.progress.start(f"reconstruct colours ({_range(labels)})", config.steps * len(labels))
+    def _look(self, context: Context, family: Family, references: References, labels: Sequence[int]) -> list[Evidence]:
+        """Reconstruct, preserve, test for transfer, compare with clean models."""
+        context.progress.start(f"reconstruct {family.noun} ({_range(labels)})", family.steps * len(labels))
         with context.timed("reconstruct"):
-            triggers = search(context.suspect, guides, (), derive_seed(context.seed, "colours"))
+            found = family.reconstruct(context, [r.model for r in references.guides], labels, family.steps)
+        with context.timed("preserve"):
+            found = [(family.preserved(context, trigger), metrics) for trigger, metrics in found]
         with context.timed("transfer"):
-            evidence = self._measured(context, references, triggers, [{} for _ in triggers])
+            evidence = self._measured(context, references, found)
         with context.timed("compare"):
-            return self._with_clean_successes(context, references, evidence, search, config.stand_ins, config.steps)
+            return self._with_clean_successes(context, family, references, evidence)
 
-    def _measured(
-        self,
-        context: Context,
-        references: References,
-        triggers: Sequence[Trigger],
-        metrics: Sequence[dict[str, float]],
-    ) -> list[Evidence]:
+    def _measured(self, context: Context, references: References, found: Sequence[Found]) -> list[Evidence]:
         """Attack success of triggers on suspect, guides and tests, beside what is known already."""
         images, held_out, seed = self.config.transfer.images, context.held_out, context.seed
-        guides = [r.model for r in references.guides]
+        guides, triggers = [r.model for r in references.guides], [trigger for trigger, _ in found]
         matrix = transfer_matrix([(r.record.name, r.model) for r in references.tests], triggers, held_out, images, seed)
         measured = []
-        for trigger, rates, known in zip(triggers, matrix.rates, metrics, strict=True):
+        for (trigger, known), rates in zip(found, matrix.rates, strict=True):
             on_suspect, *on_guides = success_rates([context.suspect, *guides], trigger, held_out, images, seed)
             guided = {"success_on_guides": max(on_guides)} if on_guides else {}
             measured.append(Evidence(trigger, on_suspect, rates, {**known, **guided}))
         return measured
-
-    def _look(self, context: Context, references: References, labels: Sequence[int]) -> list[Evidence]:
-        """Examine some labels once."""
-        context.progress.start(f"reconstruct triggers ({_range(labels)})", self.config.reconstruct.steps * len(labels))
-        guides = [r.model for r in references.guides]
-
-        def search(
-            model: SuspectModel, guiding: Sequence[SuspectModel], start: Sequence[Trigger], seed: int
-        ) -> list[Trigger]:
-            return fit_patterns(
-                model,
-                guiding,
-                context.clean,
-                start,
-                steps=self.config.counterparts.steps,
-                config=self.config.reconstruct,
-                seed=seed,
-                advance=context.progress.advance,
-            )
-
-        with context.timed("reconstruct"):
-            reconstructions = reconstruct(
-                context.suspect,
-                guides,
-                context.clean,
-                labels,
-                config=self.config.reconstruct,
-                seed=context.seed,
-                advance=context.progress.advance,
-            )
-        with context.timed("preserve"):
-            triggers = [
-                preserve(context.suspect, r.trigger, context.clean, self.config.preserve, context.seed)
-                for r in reconstructions
-            ]
-        with context.timed("transfer"):
-            evidence = self._measured(context, references, triggers, [_metrics(made) for made in reconstructions])
-        with context.timed("compare"):
-            return self._with_clean_successes(
-                context,
-                references,
-                evidence,
-                search,
-                self.config.counterparts.stand_ins,
-                self.config.counterparts.steps,
-            )
 
     def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
         """Weigh attack success, transfer and size."""
         return decide(suspect, evidence, self.config)
 
     def _with_clean_successes(
-        self,
-        context: Context,
-        references: References,
-        evidence: Sequence[Evidence],
-        search: Fitted,
-        count: int,
-        steps: int,
+        self, context: Context, family: Family, references: References, evidence: Sequence[Evidence]
     ) -> list[Evidence]:
-        """Add to each label that may be infected how well the like of its trigger works on clean models.
-
-        Args:
-            context: The scan.
-            references: Which take the suspect's place.
-            evidence: What was measured of each label.
-            search: Finds the like of a trigger on a model.
-            count: How many references take the suspect's place.
-            steps: How many steps a search takes, for the progress display.
-        """
+        """Add to each label that may be infected how well the like of its trigger works on clean models."""
         guides, tests = [r.model for r in references.guides], [r.model for r in references.tests]
-        models = stand_ins(guides, tests, count)
+        models = stand_ins(guides, tests, family.stand_ins)
         candidates = [e.trigger for e in evidence if is_candidate(e, context.suspect.labels, self.config)]
         if not models or not candidates:
             return list(evidence)
         labels = [trigger.label for trigger in candidates]
-        context.progress.start(f"compare with clean models ({_range(labels)})", steps * len(labels) * len(models))
+        steps = family.steps_of_like * len(labels) * len(models)
+        context.progress.start(f"compare with clean models ({_range(labels)})", steps)
+        search = partial(family.likes, context)
         images = self.config.transfer.images
         rates = clean_successes(models, context.held_out, candidates, search, images=images, seed=context.seed)
         found = {label: fmean(of_label) for label, of_label in zip(labels, rates, strict=True)}
@@ -361,9 +260,6 @@ class NeuralSanitizer(Detector):
         return reference
 
 
-_CHANNELS = 3  # red, green, blue
-
-
 def _ancestor(made: Sequence[Reference], role: str) -> SuspectModel | None:
     """The first usable distilled reference of a role. Guides and tests share none: they are to be independent."""
     return next(
@@ -383,7 +279,3 @@ def kept_reference(suspect: SuspectModel, store: Store, name: str) -> Reference 
 
 def _range(labels: Sequence[int]) -> str:
     return f"label {labels[0]}" if len(labels) == 1 else f"{len(labels)} labels from {labels[0]} to {labels[-1]}"
-
-
-def _metrics(made: Reconstruction) -> dict[str, float]:
-    return {"reached_goal": float(made.reached_goal), "fitted_success": made.fitted_success}
