@@ -36,7 +36,7 @@ class Ablation:
 def _without_guides(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
     """Neural Cleanse's question, "how small can it be?", and the rest of the method as it is."""
     reconstruct = replace(
-        config.reconstruct, steps=400, learning_rate=0.05, mask_cells=0, start=0.5, size=SizeSchedule()
+        config.reconstruct, steps=800, learning_rate=0.05, mask_cells=0, start=0.5, size=SizeSchedule()
     )
     references = replace(config.references, guides=())
     return replace(config, references=references, reconstruct=reconstruct)

@@ -251,6 +251,8 @@ def _development() -> tuple[Case, ...]:
         case("size", "mnist", 2, "4x4", PatchSpec(2, 4, "left")),
         case("size", "mnist", 3, "14x14", PatchSpec(9, 14, "top-right")),
         case("size", "mnist", 4, "17x17", PatchSpec(1, 17, "center", "random")),
+        case("position", "mnist", 45, "center", PatchSpec(3, 4, "center")),
+        case("position", "small", 46, "center", PatchSpec(8, 4, "center")),
         case("size", "small", 5, "4x4", PatchSpec(0, 4)),
         case("size", "small", 6, "14x14", PatchSpec(5, 14)),
         case("size", "small", 7, "17x17", PatchSpec(3, 17, "top-left", "random")),
