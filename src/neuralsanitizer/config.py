@@ -184,8 +184,8 @@ class ReconstructConfig:
     """Reconstruction of one potential trigger a label: NS section on potential-trigger reconstruction."""
 
     steps: int = 800
-    """At most. Measured on ``dev-mnist-center``, three seeds: the planted 4x4 patch in the middle of the digits is found
-    in one of three with 400 steps (excess 0.27, 0.35, 0.72), in all with 800 (0.82, 0.90, 0.93) (NS: 100)."""
+    """At most. Measured on ``dev-mnist-center``, three seeds: the planted 4x4 patch in the middle of the digits is
+    found in one of three with 400 steps (excess 0.27, 0.35, 0.72), in all with 800 (0.82, 0.90, 0.93) (NS: 100)."""
     images: int = 10
     """Images a label and step (NS). 20, tried on two models with another seed, were no better, for twice the time."""
     learning_rate: float = 0.05
