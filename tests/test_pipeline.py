@@ -52,7 +52,8 @@ def test_a_scan_finds_the_planted_label_alone_and_writes_all_it_knows(quick_fold
 def test_the_found_trigger_lies_where_the_planted_one_does(quick_folder, attacked):
     mask = RunFolder(quick_folder).read().triggers[TARGET].mask
     planted = attacked.triggers[0].mask
-    assert (mask * planted).sum() > 0.5 * mask.sum()
+    # By chance: 0.02 of it, the planted one's share of the image. Cells on its rim lie half beside it.
+    assert (mask * planted).sum() > 0.25 * mask.sum()
 
 
 def test_a_run_remembers_its_detector_to_the_last_setting(quick_folder):

@@ -16,7 +16,7 @@ from neuralsanitizer.attacks.base import AttackResult, measure_attack_success
 from neuralsanitizer.config import UnlearnConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.detectors.base import model_verdict
-from neuralsanitizer.detectors.neural_sanitizer import detector
+from neuralsanitizer.detectors.neural_sanitizer import detector, families
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference
 from neuralsanitizer.mitigation.unlearn import Unlearn
 from neuralsanitizer.models import architectures
@@ -124,9 +124,9 @@ def test_a_fresh_scan_proves_the_repair(repaired, story):
 
 
 def reconstruction_returns_its_random_start(monkeypatch):
-    real = detector.reconstruct
+    real = families.reconstruct
     monkeypatch.setattr(
-        detector, "reconstruct", lambda *args, config, **rest: real(*args, config=replace(config, steps=1), **rest)
+        families, "reconstruct", lambda *args, config, **rest: real(*args, config=replace(config, steps=1), **rest)
     )
 
 

@@ -63,7 +63,7 @@ def test_an_ablation_is_scored_beside_the_detector_with_what_became_of_the_backd
     usual, changed = sorted(read_scores(tmp_path / "bench"), key=lambda s: s.preset)
     assert (usual.preset, changed.preset) == ("tiny", "tiny:no-size")
     for score in (usual, changed):
-        assert [r.kind for r in score.references] == ["distilled", "distilled"]
+        assert [r.kind for r in score.references] == ["scratch", "scratch"]
         assert {len(r.attack_success) for r in score.references} == {1}
         assert all(0 <= r.clean_accuracy <= 1 for r in score.references)
         assert [len(rates) for rates in score.transfer] == [1] * 10
