@@ -16,6 +16,8 @@ from quick import TARGET
 TESTS = Path(__file__).resolve().parents[1]
 # The program with one more preset, which costs seconds.
 QUICKLY = (
+    "import signal\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a script starts in the background
     "from neuralsanitizer import config\n"
     "from neuralsanitizer.cli.main import main\n"
     "from quick import QUICK\n"
