@@ -173,6 +173,17 @@ def test_a_reference_far_from_the_suspect_is_marked_unusable(make):
     assert "agrees with the suspect on only" in record.reason
 
 
+def test_a_reference_from_scratch_is_measured_by_the_suspects_own_skill(make, attacked):
+    plan, lost = ReferencePlan("scratch"), attacked.model.with_module(copy.deepcopy(attacked.model.module))
+    with torch.no_grad():
+        for parameter in lost.module.parameters():
+            parameter.zero_()  # it names one label for everything, and is right on a tenth
+    weak = make(plan, fresh_cycles=(10,)).record
+    assert not weak.usable
+    assert "of clean images rightly" in weak.reason
+    assert make(plan, suspect=lost, fresh_cycles=(10,)).record.usable
+
+
 def test_the_paper_preset_makes_its_seven_references():
     plans = [*PAPER.references.guides, *PAPER.references.tests]
     assert [plan.layers for plan in plans] == [(1, 2, 3), (1,), (2,), (3,), (1, 2), (2, 3), (1, 3)]

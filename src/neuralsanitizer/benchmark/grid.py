@@ -439,7 +439,7 @@ def load_task(task: Task, data: Path, cache: Path, note: Callable[[str], None]) 
         sources = _parted(source, cache / f"{task.name}-parted", task.place)
     shape = (3, *task.size) if task.size else None
     train = load_clean_set(sources[0], shape=shape, limit=task.train_images or None)
-    test = load_clean_set(sources[1], shape=(*train.images.shape[1:],) if task.place is None else shape)
+    test = load_clean_set(sources[1], shape=(*train.images.shape[1:],))
     train = _at_speeds(train, task.speeds)
     if task.labels:
         commonest = torch.bincount(train.labels).argsort(descending=True, stable=True)[: task.labels].sort().values

@@ -172,7 +172,7 @@ class Bench:
             scan(
                 attacked.model,
                 clean,
-                method=detector_named(detector, self.output / "cache" / "references"),
+                method=detector_named(detector, self._references),
                 seed=self.seed,
                 output=folder,
                 resume=resume,
@@ -208,9 +208,15 @@ class Bench:
         )
         proof = None
         if self.through == "verify":
-            cache = self.output / "cache" / "references"
-            proof = verify(attacked.model, fixed.model, folder.path, clean, cache=cache, progress=self.progress)
+            proof = verify(
+                attacked.model, fixed.model, folder.path, clean, cache=self._references, progress=self.progress
+            )
         return score_repair(attacked, fixed.model, unseen, fixed.repair, proof)
+
+    @property
+    def _references(self) -> Path:
+        """Folder of what scans of models of one task share."""
+        return self.output / "cache" / "references"
 
     def _done(self, case: Case, detector: str) -> Score | None:
         """The score of an earlier run, if that went as far as this one is to go."""

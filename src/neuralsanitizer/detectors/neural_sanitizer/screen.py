@@ -1,9 +1,9 @@
 """Many labels: a short look at all of them, and the order in which long looks follow.
 
-A trigger shows early: within a hundred steps the patch of an infected label works and is among the smallest. So all
-labels get a short look, and the long one, with all tests, goes to them batch by batch, the most suspicious first. It
-ends after a batch without a suspicion. Nothing is assumed of how many labels are infected: where all are, every batch
-holds some, and all labels get their long look.
+On models of few labels a trigger shows early: an infected label's patch works within 40 steps. So all labels get a
+short look, and the long one, with all tests, goes to them batch by batch, the most suspicious first. It ends after a
+batch without a suspicion. Nothing is assumed of how many labels are infected: where all are, every batch holds some,
+and all labels get their long look.
 """
 
 from __future__ import annotations

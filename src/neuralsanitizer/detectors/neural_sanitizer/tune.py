@@ -102,10 +102,11 @@ def make_reference(
     make = {"tuned": _tune, "scratch": _train_from_scratch, "distilled": _distil, "derived": _derive}[plan.kind]
     make(_Job(student, suspect, clean, plan, config, generator, advance, ancestor, shared))
     predicted = student.predict(held_out.images).cpu()
-    agreement = float((predicted == suspect.predict(held_out.images).cpu()).float().mean())
+    named = suspect.predict(held_out.images).cpu()
+    agreement = float((predicted == named).float().mean())
     accuracy = float((predicted == held_out.labels).float().mean())
     if plan.kind == "scratch":
-        least = config.least_agreement * suspect.accuracy(held_out.images, held_out.labels)
+        least = config.least_agreement * float((named == held_out.labels).float().mean())
         usable, doubt = accuracy >= least, f"names only {accuracy:.0%} of clean images rightly"
     else:
         usable = agreement >= config.least_agreement

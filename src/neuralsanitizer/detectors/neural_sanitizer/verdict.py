@@ -178,10 +178,9 @@ def _judge_label(
     one: Evidence, usual: float, labels: int, pixels: int, config: NeuralSanitizerConfig
 ) -> tuple[Finding, str]:
     if SCREENED in one.metrics:
-        found = (
-            f"the smallest patch so far has {one.trigger.size:.0f} pixels" if one.metrics["reached_goal"] else "none"
-        )
-        return Finding.CLEAN, f"short look: {found}; labels that were more suspicious proved harmless in a long one"
+        size = f"the smallest patch that works so far has {one.trigger.size:.0f} pixels"
+        found = size if one.metrics["reached_goal"] else "no patch works so far"
+        return Finding.CLEAN, f"short look: {found}; the last labels that were more suspicious proved harmless"
     harmless = _harmless(one, labels, config)
     if harmless:
         return Finding.CLEAN, harmless
