@@ -1,16 +1,16 @@
 """Models and scans that many tests look at: made once, from real digits."""
 
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
 
 from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.patches import PatchSpec
-from neuralsanitizer.config import AttackConfig, UnlearnConfig
+from neuralsanitizer.config import AttackConfig, RepairConfig, UnlearnConfig
 from neuralsanitizer.data import load_clean_set
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
+from neuralsanitizer.mitigation.unlearn import Unlearn
 from neuralsanitizer.pipeline import repair, scan
 from quick import QUICK, TARGET
 
@@ -64,6 +64,7 @@ def quick_repair(attacked, clean, quick_folder, tmp_path_factory):
     """The attacked model repaired after the quick scan; the folder is a copy that holds the repair too."""
     root = tmp_path_factory.mktemp("repair")
     shutil.copytree(quick_folder, root / "run")
-    config = replace(UnlearnConfig(), steps=200, rounds=2)
-    result = repair(attacked.model, root / "run", clean, output=root / "repaired.safetensors", config=config, seed=1)
+    unlearn, config = Unlearn(UnlearnConfig(steps=200)), RepairConfig(rounds=2)
+    output = root / "repaired.safetensors"
+    result = repair(attacked.model, root / "run", clean, method=unlearn, output=output, config=config, seed=1)
     return root, result

@@ -445,28 +445,88 @@ class UnlearnConfig:
     """Removal by unlearning: NS section on removal."""
 
     share: float = 0.3
-    """Share of every batch that each trigger is stamped on (NS: 0.1). Measured, ``mnist-cnn-small``, 4x4 patch, the
-    planted trigger's attack success after 300 steps: 17.9 % with NS's numbers, 1.9 % with these."""
+    """Share of every batch that each trigger is stamped on (NS: 0.1; NC: 0.2). Measured, ``mnist-cnn-small``, 4x4
+    patch, the planted trigger's attack success after 300 steps: 17.9 % with NS's numbers, 1.9 % with these. 0: none is
+    stamped, which is fine-tuning on clean images."""
     grown: int = 2
     """Each stamped trigger is grown by up to so many pixels on all sides, with the colours of its rim; 0: as it was
     reversed (NS). A reversed trigger is smaller than the planted one: measured on the demo's model, a fresh scan still
     found label 7 through a larger patch in the same corner after unlearning the reversed trigger alone."""
-    steps: int = 400
-    """Measured likewise (NS: 2000)."""
+    adversarial: float = 0.8
+    """Share of the stamped images that bear a pattern optimised against the model as it is, in the trigger's mask, in
+    place of the reversed one; 0: none (NS, NC). Measured on the development models ``dev-small-4x4``, ``-14x14``,
+    ``-17x17`` and ``dev-weak-4x4``, the planted trigger's attack success after the first round: 1.3, 0.9, 13.4 and
+    0.8 % with 0, 0.7, 0.6, 3.3 and 0.4 % with 0.5, 0.6, 0.4, 3.2 and 0.3 % with 0.8, for a third more time."""
+    adversarial_rate: float = 0.1
+    """Of the pattern's sign ascent, one step a step of the training; not varied."""
+    adversarial_every: int = 20
+    """Steps after which it starts anew, from the reversed pattern and from noise in turns; not varied."""
+    targets: Literal["labels", "suspect"] = "labels"
+    """What images are tied to, stamped or not: their true labels (NS), or what the suspect gives for them unstamped."""
+    steps: int | None = 400
+    """Measured likewise (NS: 2000). ``None``: one pass over the images (NC)."""
     batch: int = 100
     """NS."""
     learning_rate: float = 2e-3
     """Peak of the one-cycle schedule (measured likewise; NS: constant 1e-4, 1e-5 on CIFAR-10 and VGG-Face)."""
     one_cycle: bool = True
     """Measured likewise (NS: constant)."""
-    rounds: int = 5
-    """How often an infected label is scanned again at most (NS: until nothing is found)."""
 
 
 UNLEARN_PRESETS = {
     "default": UnlearnConfig(),
-    "paper": UnlearnConfig(share=0.1, grown=0, steps=2000, learning_rate=1e-4, one_cycle=False),
+    "paper": UnlearnConfig(share=0.1, grown=0, adversarial=0, steps=2000, learning_rate=1e-4, one_cycle=False),
+    "neural-cleanse": UnlearnConfig(share=0.2, grown=0, adversarial=0, steps=None, learning_rate=1e-3, one_cycle=False),
+    "longer": UnlearnConfig(steps=1600),
+    "distillation": UnlearnConfig(targets="suspect"),
+    "fine-tuning": UnlearnConfig(share=0.0),
 }
+"""Recipes of unlearning; ``paper`` is NeuralSanitizer's. Neural Cleanse names no learning rate: Adam's own, as its
+training code has."""
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Removal by neuron pruning: NC section on patching."""
+
+    goal: float = 0.01
+    """Pruning ends once no reversed trigger has a larger attack success (NC: near 0)."""
+    largest_accuracy_drop: float = 0.02
+    """Budget, in absolute terms, on the images that neurons are ranked with. No more is pruned beyond."""
+    step: float = 0.02
+    """Share of the neurons that go between two looks."""
+    images: int = 1000
+    """At most so many clean images are ranked and measured on."""
+    layers: tuple[Literal["dense", "convolution"], ...] = ("dense", "convolution")
+    """Tried in this order until the goal is reached (NC: the second-to-last layer; the last convolution for Trojan)."""
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """What all repairs have in common."""
+
+    rounds: int = 5
+    """How often an infected label is scanned again at most (NS: until nothing is found)."""
+    largest_accuracy_drop: float = 0.005
+    """Of ``auto``: what a method that is kept may cost of the clean accuracy, in absolute terms."""
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """The input filter: NC section on detecting adversarial inputs."""
+
+    neurons: float = 0.01
+    """NC: share of the second-to-last layer's neurons, those most excited by the reversed trigger."""
+    false_alarms: float = 0.05
+    """NC: the rate that its miss rates are reported at. Of the clean images that are judged: with ``discriminant``
+    those that the model sends to an infected label, a tenth of all where there are ten labels."""
+    score: Literal["discriminant", "neural-cleanse"] = "discriminant"
+    """Measured on seven development models, share of the planted triggers' hits that pass at a false-alarm rate of 5 %
+    of what is judged: ``neural-cleanse`` 0 to 24 % on six models and 83 % on ``dev-signs-trojan-square``;
+    ``discriminant``, at a tenth of the false alarms over all inputs, none on the six, and 76 % on the other."""
+    shrinkage: float = 0.1
+    """Of the discriminant's covariance towards a multiple of the identity: there are more neurons than images of a
+    label. Not varied."""
 
 
 @dataclass(frozen=True)

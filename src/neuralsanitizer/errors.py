@@ -11,6 +11,7 @@ ends with, and says what was expected, what came, and what to do next::
     │   ├── DataError           3   a clean set
     │   ├── RunError            3   a run folder: unreadable, of another version, of another model
     │   └── RefusedError        3   readable, but opening it would run code: refused on purpose
+    ├── RefusedInputError       1   a guarded model was asked about an input that bears a trigger
     └── OutputError             3   a result cannot be written: exists already, disk full, not a folder
 
 ``inconclusive`` is a verdict, not an error: it has no class here (exit code 4 is decided by the command line).
@@ -26,6 +27,7 @@ __all__ = [
     "NeuralSanitizerError",
     "OutputError",
     "RefusedError",
+    "RefusedInputError",
     "RunError",
     "UsageError",
 ]
@@ -75,6 +77,24 @@ class RunError(InputError):
 
 class RefusedError(InputError):
     """The input is readable, but reading it would run code that came with it."""
+
+
+class RefusedInputError(NeuralSanitizerError):
+    """A guarded model refuses to answer.
+
+    Attributes:
+        rows: Which inputs of the batch bear a trigger.
+    """
+
+    exit_code = 1
+
+    def __init__(self, rows: tuple[int, ...]) -> None:
+        super().__init__(
+            f"the filter found a trigger in {len(rows)} of the inputs (rows {', '.join(map(str, rows[:20]))}"
+            f"{', ...' if len(rows) > 20 else ''}): leave them out, or guard the model without refuse=True to get "
+            "answers with flags"
+        )
+        self.rows = rows
 
 
 class OutputError(NeuralSanitizerError):

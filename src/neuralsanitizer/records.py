@@ -31,12 +31,17 @@ __all__ = [
     "Array",
     "DataRecord",
     "EnvironmentRecord",
+    "FilterRecord",
+    "FilteredLabel",
     "Finding",
     "LabelFinding",
     "ModelRecord",
+    "PrunedShare",
     "ReferenceRecord",
     "Repair",
+    "RepairAttempt",
     "RepairedTrigger",
+    "RocPoint",
     "Run",
     "SelfCheck",
     "TransferMatrix",
@@ -49,7 +54,7 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Version of the JSON that a run folder holds. The first number changes when an old reader would misread it."""
 
 Array = npt.NDArray[np.float32]
@@ -387,6 +392,48 @@ class RepairedTrigger:
 
 
 @dataclass(frozen=True)
+class PrunedShare:
+    """One point of a pruning's curve.
+
+    Attributes:
+        layer: ``dense`` (neurons of the second-to-last layer) or ``convolution`` (channels of the last one).
+        share: Of the layer's neurons that are silent, [0, 1].
+        attack_success: Largest one of a reversed trigger, [0, 1], on the images that neurons were ranked with.
+        clean_accuracy: On the same, [0, 1].
+    """
+
+    layer: str
+    share: float
+    attack_success: float
+    clean_accuracy: float
+
+
+@dataclass(frozen=True)
+class RepairAttempt:
+    """One method that ``repair --method auto`` tried.
+
+    Attributes:
+        method: Name of the mitigation.
+        kept: Whether this is the one whose result was kept.
+        clean_accuracy: After it, on the clean images that no method trained on, [0, 1].
+        attack_success: Largest one of a reversed trigger after it, [0, 1].
+        rounds: How often the infected labels were scanned again.
+        finding: Of the verification; ``None`` if it was not made, because the method failed before.
+        reason: Why it was kept, or not.
+        seconds: What it cost, verification included.
+    """
+
+    method: str
+    kept: bool
+    clean_accuracy: float
+    attack_success: float
+    rounds: int
+    finding: Finding | None
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Repair:
     """What a repair did.
 
@@ -405,6 +452,8 @@ class Repair:
         rounds: How often the labels were scanned again until nothing was found.
         complete: Whether the last of these scans found nothing.
         timings: Seconds by stage.
+        curve: Of pruning: attack success and accuracy by the share of neurons pruned, of the last round.
+        tried: Of ``auto``: all methods that were tried, in order.
     """
 
     created: str
@@ -421,6 +470,89 @@ class Repair:
     rounds: int
     complete: bool
     timings: dict[str, float]
+    schema_version: str = SCHEMA_VERSION
+    curve: tuple[PrunedShare, ...] = ()
+    tried: tuple[RepairAttempt, ...] = ()
+
+
+@dataclass(frozen=True)
+class RocPoint:
+    """What a filter does at one threshold.
+
+    Attributes:
+        false_alarms: Share of the clean images judged that it flags, [0, 1].
+        missed: Share of the stamped images that the model sends to the label and that it lets pass, [0, 1].
+    """
+
+    false_alarms: float
+    missed: float
+
+
+@dataclass(frozen=True)
+class FilteredLabel:
+    """What a filter does for one infected label, on clean images that it was not fitted to.
+
+    Attributes:
+        label: The label.
+        name: Its name.
+        triggers: How many reversed triggers of it the filter knows.
+        threshold: Scores above it are flagged.
+        clean_images: Clean images judged: by the score ``discriminant`` those that the model sends to the label, by
+            ``neural-cleanse`` all.
+        false_alarms: Share of them that is flagged, [0, 1].
+        false_alarm_interval: Its 95 % interval (Wilson).
+        stamped_images: Images stamped with a reversed trigger that the model sends to the label.
+        missed: Share of them that passes, [0, 1].
+        curve: The same at other thresholds.
+    """
+
+    label: int
+    name: str
+    triggers: int
+    threshold: float
+    clean_images: int
+    false_alarms: float
+    false_alarm_interval: tuple[float, float]
+    stamped_images: int
+    missed: float
+    curve: tuple[RocPoint, ...]
+
+
+@dataclass(frozen=True)
+class FilterRecord:
+    """An input filter: what it was fitted to, and what it does.
+
+    Attributes:
+        created: ISO 8601 time, UTC.
+        model_sha256: Hash of the model that it was fitted for.
+        architecture: Of that model.
+        data: The clean set.
+        seed: Which half of the clean set set the thresholds.
+        score: ``discriminant`` or ``neural-cleanse``.
+        wanted_false_alarms: The rate that was asked for, [0, 1], of the clean images judged.
+        labels: What it does for each infected label.
+        clean_images: Clean images of all labels that it was measured on.
+        false_alarms: Share of these that it flags, [0, 1].
+        false_alarm_interval: Its 95 % interval (Wilson).
+        seconds_per_input: Of the model with the filter.
+        seconds_per_input_without: Of the model alone, in the same run.
+        tensors_sha256: Hash of the file with the filter's weights.
+    """
+
+    created: str
+    model_sha256: str
+    architecture: str
+    data: DataRecord
+    seed: int
+    score: str
+    wanted_false_alarms: float
+    labels: tuple[FilteredLabel, ...]
+    clean_images: int
+    false_alarms: float
+    false_alarm_interval: tuple[float, float]
+    seconds_per_input: float
+    seconds_per_input_without: float
+    tensors_sha256: str = ""
     schema_version: str = SCHEMA_VERSION
 
 

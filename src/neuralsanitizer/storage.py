@@ -11,6 +11,7 @@ Layout::
       repair.json           the Repair record, if the model was repaired
       repair.npz            every trigger that the repair removed: mask_<i>, pattern_<i>, colours_<i>, label_<i>
       verification.json     the Verification record, if the repair was verified
+      filter.json           the FilterRecord, if an input filter was fitted
 
 Every file is written under a temporary name, flushed, and moved into place: a reader sees the old file or the new one.
 """
@@ -36,7 +37,7 @@ from PIL import Image
 
 from neuralsanitizer.config import MfccConfig
 from neuralsanitizer.errors import OutputError, RunError, UsageError
-from neuralsanitizer.records import Array, Repair, Run, Trigger, Verification, from_json, to_json
+from neuralsanitizer.records import Array, FilterRecord, Repair, Run, Trigger, Verification, from_json, to_json
 
 __all__ = ["RunFolder", "SavedRun", "read_arrays", "to_picture", "write_arrays", "write_atomically", "write_json"]
 
@@ -58,6 +59,7 @@ class SavedRun:
         repair: The repair, if there was one.
         repair_triggers: What it removed, in the order of ``repair.triggers``.
         verification: The verification of the repaired model, if there was one.
+        filter: The input filter that was fitted last, if there was one.
     """
 
     run: Run
@@ -67,6 +69,7 @@ class SavedRun:
     repair: Repair | None = None
     repair_triggers: Sequence[Trigger] = field(default_factory=tuple)
     verification: Verification | None = None
+    filter: FilterRecord | None = None
 
 
 class RunFolder:
@@ -169,6 +172,10 @@ class RunFolder:
         """Write the proof beside the scan."""
         write_json(self.path / "verification.json", to_json(verification))
 
+    def write_filter(self, record: FilterRecord) -> None:
+        """Write what an input filter does beside the scan."""
+        write_json(self.path / "filter.json", to_json(record))
+
     def read(self) -> SavedRun:
         """Read the folder.
 
@@ -187,6 +194,7 @@ class RunFolder:
                 repair=self._read_optional("repair.json", Repair),
                 repair_triggers=self._read_repair_triggers(),
                 verification=self._read_optional("verification.json", Verification),
+                filter=self._read_optional("filter.json", FilterRecord),
             )
             _check_consistent(saved)
         except (KeyError, ValueError) as error:

@@ -13,11 +13,12 @@ import pytest
 
 from neuralsanitizer import load_model
 from neuralsanitizer.attacks.base import AttackResult, measure_attack_success
-from neuralsanitizer.config import UnlearnConfig
+from neuralsanitizer.config import RepairConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.detectors.base import model_verdict
 from neuralsanitizer.detectors.neural_sanitizer import detector, families
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference
+from neuralsanitizer.mitigation.base import Removal
 from neuralsanitizer.mitigation.unlearn import Unlearn
 from neuralsanitizer.models import architectures
 from neuralsanitizer.pipeline import repair, scan, verify
@@ -169,12 +170,14 @@ def no_patch_is_a_backdoor(monkeypatch):
 
 
 def unlearning_does_nothing(monkeypatch):
-    monkeypatch.setattr(Unlearn, "remove", lambda _self, suspect, *_args, **_rest: copy.deepcopy(suspect.module))
+    monkeypatch.setattr(
+        Unlearn, "remove", lambda _self, suspect, *_args, **_rest: Removal(copy.deepcopy(suspect.module))
+    )
 
 
 def unlearning_spoils_the_model(monkeypatch):
     fresh = architectures.build(ARCH, labels=10).eval().requires_grad_(False)
-    monkeypatch.setattr(Unlearn, "remove", lambda *_args, **_rest: copy.deepcopy(fresh))
+    monkeypatch.setattr(Unlearn, "remove", lambda *_args, **_rest: Removal(copy.deepcopy(fresh)))
 
 
 def played_again(source, folder, *, keep):
@@ -219,7 +222,7 @@ def test_a_clean_model_is_accused_if_the_verdict_is_broken(story, tmp_path, monk
 def test_the_repair_fails_if_the_unlearning_is_broken(sabotage, story, tmp_path, monkeypatch):
     shutil.copytree(story.folder / "attacked", tmp_path / "run")
     sabotage(monkeypatch)
-    broken = repair(story.attacked.model, tmp_path / "run", story.clean, config=UnlearnConfig(rounds=1), seed=0)
+    broken = repair(story.attacked.model, tmp_path / "run", story.clean, config=RepairConfig(rounds=1), seed=0)
     with pytest.raises(AssertionError):
         check_that_the_repair_worked(broken, story)
 

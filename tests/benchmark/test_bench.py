@@ -22,7 +22,7 @@ def data(digits, tmp_path, monkeypatch):
         np.savez(tmp_path / "data" / f"mnist-{name}.npz", x=pixels, y=part.labels.numpy())
     monkeypatch.setitem(grid.TASKS, "mnist", replace(grid.TASKS["mnist"], clean_images=1000, train_images=600))
     monkeypatch.setitem(config.PRESETS, "tiny", TINY)
-    monkeypatch.setitem(config.UNLEARN_PRESETS, "tiny", config.UnlearnConfig(steps=10, rounds=1))
+    monkeypatch.setitem(config.UNLEARN_PRESETS, "tiny", config.UnlearnConfig(steps=10))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "data"
 

@@ -18,7 +18,7 @@ def _presets():
         for preset in (QUICK, TINY):
             patch.setitem(config.PRESETS, preset.preset, preset)
         patch.setitem(config.NEURAL_CLEANSE_PRESETS, "quick", QUICK_CLEANSE)
-        patch.setitem(config.UNLEARN_PRESETS, "quick", config.UnlearnConfig(steps=200, rounds=2))
+        patch.setitem(config.UNLEARN_PRESETS, "quick", config.UnlearnConfig(steps=200))
         yield
 
 

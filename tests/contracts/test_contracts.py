@@ -13,12 +13,13 @@ from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.base import measure_attack_success, read_attack
 from neuralsanitizer.attacks.patches import PatchSpec
 from neuralsanitizer.attacks.stamps import Patch
-from neuralsanitizer.config import PAPER, UNLEARN_PRESETS, AttackConfig, UnlearnConfig
+from neuralsanitizer.config import PAPER, UNLEARN_PRESETS, AttackConfig, PruneConfig, UnlearnConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.errors import DataError, UsageError
 from neuralsanitizer.execution.store import MemoryStore
+from neuralsanitizer.mitigation.prune import Prune
 from neuralsanitizer.mitigation.unlearn import Unlearn
 from neuralsanitizer.pipeline import METHODS
 from neuralsanitizer.records import Finding, Trigger, Verdict, from_json, to_json
@@ -292,7 +293,8 @@ def test_an_attack_survives_the_disk(result, tmp_path):
 
 MITIGATIONS = {
     "unlearning": Unlearn(UnlearnConfig(steps=30)),
-    "unlearning, paper": Unlearn(replace(UNLEARN_PRESETS["paper"], steps=30)),
+    **{f"unlearning, {name}": Unlearn(replace(UNLEARN_PRESETS[name], steps=30)) for name in UNLEARN_PRESETS},
+    "pruning": Prune(PruneConfig(step=0.1)),
 }
 
 
@@ -315,7 +317,7 @@ def triggers(attacked):
 def test_a_mitigation_repairs_a_copy_and_leaves_the_rest_alone(mitigation, attacked, triggers, clean):
     steps = []
     with unchanged(attacked.model, clean):
-        module = mitigation.remove(attacked.model, triggers, clean, seed=0, advance=steps.append)
+        module = mitigation.remove(attacked.model, triggers, clean, seed=0, advance=steps.append).module
     before = attacked.model.module.state_dict()
     after = module.state_dict()
     assert module is not attacked.model.module
@@ -324,7 +326,7 @@ def test_a_mitigation_repairs_a_copy_and_leaves_the_rest_alone(mitigation, attac
     assert not all(torch.equal(value, before[name]) for name, value in after.items())
     assert not module.training
     assert not any(p.requires_grad for p in module.parameters())
-    assert 0 < sum(steps) <= mitigation.steps
+    assert 0 < sum(steps) <= mitigation.steps(len(clean))
     assert attacked.model.with_module(module).accuracy(clean.images, clean.labels) > 0.8
 
 

@@ -113,7 +113,7 @@ def test_the_report_shows_the_changed_images(folder):
 def test_a_tone_is_unlearnt(toned, parts, folder):
     trigger = RunFolder(folder).read().triggers[TARGET]
     config = UnlearnConfig(steps=200)
-    repaired = toned.model.with_module(Unlearn(config).remove(toned.model, [trigger], parts[1], seed=0))
+    repaired = toned.model.with_module(Unlearn(config).remove(toned.model, [trigger], parts[1], seed=0).module)
     planted = toned.triggers[0]
     assert measure_attack_success(toned.model, parts[2], planted) > 0.9
     assert measure_attack_success(repaired, parts[2], planted) < 0.2

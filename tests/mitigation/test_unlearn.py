@@ -29,14 +29,14 @@ def test_the_planted_trigger_is_unlearnt_and_the_original_is_not_touched(attacke
     before = {name: value.clone() for name, value in attacked.model.module.state_dict().items()}
     steps = []
     unlearn = Unlearn(UnlearnConfig(steps=80))
-    module = unlearn.remove(attacked.model, attacked.triggers, clean, seed=0, advance=steps.append)
+    module = unlearn.remove(attacked.model, attacked.triggers, clean, seed=0, advance=steps.append).module
     repaired = attacked.model.with_module(module)
     assert measure_attack_success(repaired, unseen, attacked.triggers[0]) < 0.05
     assert repaired.accuracy(unseen.images, unseen.labels) > attacked.truth.clean_accuracy - 0.03
     assert all(torch.equal(value, before[name]) for name, value in attacked.model.module.state_dict().items())
     assert not any(p.requires_grad for p in module.parameters())
     assert not module.training
-    assert sum(steps) == unlearn.steps == 80
+    assert sum(steps) == unlearn.steps(len(clean)) == 80
 
 
 @pytest.mark.parametrize(("preset", "share"), [("paper", 0.1), ("default", 0.3)])

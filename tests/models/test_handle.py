@@ -58,5 +58,5 @@ def test_networks_that_view_are_scanned_and_repaired(attacked, clean):
     few = clean.subset(torch.arange(500))
     saved = scan(model, few, method=NeuralSanitizer(TINY), labels=[TARGET])
     assert [finding.label for finding in saved.run.verdict.labels] == [TARGET]
-    repaired = model.with_module(Unlearn(UnlearnConfig(steps=5)).remove(model, attacked.triggers, few, seed=0))
+    repaired = model.with_module(Unlearn(UnlearnConfig(steps=5)).remove(model, attacked.triggers, few, seed=0).module)
     assert repaired.accuracy(few.images, few.labels) > 0.5

@@ -14,7 +14,6 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
-from neuralsanitizer.attacks.activations import parameters_from, watched
 from neuralsanitizer.attacks.base import AttackResult, described
 from neuralsanitizer.attacks.patches import PatchSpec, make_patch
 from neuralsanitizer.attacks.poisoning import Poison, check_target, fresh_model, told, train_model
@@ -23,6 +22,7 @@ from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.functional import stamp
+from neuralsanitizer.models.activations import parameters_from, watched
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.layers import Layer, layers_of
 from neuralsanitizer.training import Schedule, fit, shuffled_batches, steps_of

@@ -17,7 +17,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 
-from neuralsanitizer.attacks.activations import parameters_from, watched
 from neuralsanitizer.attacks.base import AttackResult, described
 from neuralsanitizer.attacks.poisoning import Poison, check_target, fresh_model, poison, told, train_model
 from neuralsanitizer.attacks.stamps import Patch
@@ -25,6 +24,7 @@ from neuralsanitizer.config import AttackConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.functional import stamp
+from neuralsanitizer.models.activations import parameters_from, watched
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.layers import Layer, layers_of
 from neuralsanitizer.records import Array

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuralsanitizer.attacks.base import AttackResult
 from neuralsanitizer.data import CleanSet
+from neuralsanitizer.functional import wilson
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.records import Finding, ReferenceRecord, Repair, Run, Verification
 
@@ -22,8 +22,6 @@ __all__ = [
     "score_repair",
     "score_scan",
 ]
-
-_NORMAL_95 = 1.96  # two-sided
 
 
 @dataclass(frozen=True)
@@ -150,17 +148,8 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval: right for small counts too, where the usual one has no width.
-
-        >>> tuple(round(x, 3) for x in Rate(0, 100).interval)
-        (0.0, 0.037)
-        """
-        if not self.total:
-            return 0.0, 1.0
-        n, z = self.total, _NORMAL_95
-        middle = (self.count + z * z / 2) / (n + z * z)
-        half = z / (n + z * z) * math.sqrt(self.count * (n - self.count) / n + z * z / 4)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        """Its 95 % interval (:func:`neuralsanitizer.functional.wilson`)."""
+        return wilson(self.count, self.total)
 
 
 @dataclass(frozen=True)

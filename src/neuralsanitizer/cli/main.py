@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from neuralsanitizer.cli import attack, bench
+from neuralsanitizer.cli import attack, bench, filtering
 from neuralsanitizer.cli.demo import demo_command
 from neuralsanitizer.cli.repair import repair_command, verify_command
 from neuralsanitizer.cli.report import report_command
@@ -26,6 +26,7 @@ app.command("scan")(scan_command)
 app.command("repair")(repair_command)
 app.command("verify")(verify_command)
 app.command("report")(report_command)
+app.add_typer(filtering.app, name="filter")
 app.add_typer(attack.app, name="attack")
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo_command)

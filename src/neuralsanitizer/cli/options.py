@@ -16,7 +16,10 @@ from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models import SuspectModel, architectures, load_model
 from neuralsanitizer.models.loading import parse_device
 
-__all__ = ["FailOn", "Format", "clean_set_for", "numbers", "open_model", "parse_mfcc", "shape_of"]
+__all__ = ["EIGHT_BIT", "FailOn", "Format", "clean_set_for", "numbers", "open_model", "parse_mfcc", "shape_of"]
+
+EIGHT_BIT = (0.0, 255.0)
+"""What images of integers have anyway: floats of any range are then told by their values."""
 
 _LONGEST_EDGE = 100_000  # pixels
 _LARGEST_SEED = 2**63 - 1  # that torch takes

@@ -11,16 +11,23 @@ from neuralsanitizer import report
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import exit_code_of, guarded, print_json, progress_bar, stderr, stdout
 from neuralsanitizer.cli.scan import write_page
-from neuralsanitizer.config import MfccConfig
+from neuralsanitizer.config import MfccConfig, RepairConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.errors import DataError, OutputError, UsageError
 from neuralsanitizer.models import SuspectModel, load_model
 from neuralsanitizer.models.loading import parse_device
-from neuralsanitizer.pipeline import repair, verify
+from neuralsanitizer.pipeline import REPAIRS, repair, verify
 from neuralsanitizer.records import Finding, from_json
 from neuralsanitizer.storage import RunFolder, SavedRun
 
-__all__ = ["repair_command", "verify_command"]
+__all__ = [
+    "RunOption",
+    "clean_set_of_run",
+    "model_of_run",
+    "repair_command",
+    "speech_of_run",
+    "verify_command",
+]
 
 RunOption = Annotated[Path, typer.Option("--run", help="Run folder of the model's scan.", file_okay=False)]
 
@@ -31,6 +38,13 @@ def repair_command(
     run: RunOption,
     data: o.DataOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the repaired weights (safetensors).")],
+    method: Annotated[str, typer.Option("--method", help=f"{', '.join(REPAIRS)}.")] = "unlearning",
+    max_accuracy_drop: Annotated[
+        float,
+        typer.Option(
+            "--max-accuracy-drop", min=0, max=1, help="With auto: what a method may cost of the clean accuracy."
+        ),
+    ] = RepairConfig().largest_accuracy_drop,
     arch: o.ArchOption = None,
     model_def: o.ModelDefOption = None,
     seed: o.SeedOption = 0,
@@ -41,8 +55,9 @@ def repair_command(
 ) -> None:
     """Remove the backdoors that a scan found. The original file stays as it is.
 
-    Architecture and preprocessing are those of the run. Exit codes: 0 repaired, 1 a backdoor is still found, 2 nothing
-    to repair or usage, 3 input unreadable, 5 internal error.
+    Architecture and preprocessing are those of the run. With --method auto, methods are tried in order of cost until
+    one passes verification. Exit codes: 0 repaired, 1 a backdoor is still found or no method passed, 2 nothing to
+    repair or usage, 3 input unreadable, 5 internal error.
     """
     if output.exists() and not force:
         raise OutputError(f"{output} exists: choose another file, or overwrite it with --force")
@@ -50,9 +65,10 @@ def repair_command(
         raise OutputError(f"{output} is the model itself, which stays as it is: choose another file")
     saved = RunFolder(run).read()
     suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
-    clean = _clean_set(suspect, saved, data, limit, seed)
+    clean = clean_set_of_run(suspect, saved, data, limit, seed)
     with progress_bar() as progress:
-        result = repair(suspect, run, clean, output=output, seed=seed, progress=progress)
+        config = RepairConfig(largest_accuracy_drop=max_accuracy_drop)
+        result = repair(suspect, run, clean, method=method, output=output, config=config, seed=seed, progress=progress)
     page = write_page(RunFolder(run).read(), run / "report.html")
     if format_ is o.Format.JSON:
         print_json({**report.repair_json(result.repair), "output": str(output), "report": str(page)})
@@ -85,7 +101,7 @@ def verify_command(
     saved = RunFolder(run).read()
     before = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
     after = model_of_run(repaired, saved, arch=arch, model_def=model_def, device=device)
-    clean = _clean_set(before, saved, data, limit, saved.run.seed)
+    clean = clean_set_of_run(before, saved, data, limit, saved.run.seed)
     with progress_bar() as progress:
         verification = verify(before, after, run, clean, seed=seed, cache=cache, progress=progress)
     page = write_page(RunFolder(run).read(), run / "report.html")
@@ -122,17 +138,16 @@ def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: st
     )
 
 
-def _clean_set(model: SuspectModel, saved: SavedRun, source: str, limit: int | None, seed: int) -> CleanSet:
+def clean_set_of_run(model: SuspectModel, saved: SavedRun, source: str, limit: int | None, seed: int) -> CleanSet:
     """The clean set, read as the run's was: pixel values in the same range, MFCC computed with the same settings."""
     record = saved.run.model
-    speech = {name: value for name, value in saved.run.data.speech.items() if name != "rate"}
     clean = o.clean_set_for(
         model,
         source,
-        pixel_range=None if record.pixel_range == _EIGHT_BIT else record.pixel_range,
+        pixel_range=None if record.pixel_range == o.EIGHT_BIT else record.pixel_range,
         limit=limit,
         seed=seed,
-        speech=from_json(MfccConfig, speech) if speech else None,
+        speech=speech_of_run(saved),
     )
     rate = saved.run.data.speech.get("rate")
     if clean.recordings is not None and rate not in {None, clean.recordings.rate}:
@@ -140,4 +155,7 @@ def _clean_set(model: SuspectModel, saved: SavedRun, source: str, limit: int | N
     return clean
 
 
-_EIGHT_BIT = (0.0, 255.0)  # what images of integers have anyway: floats of any range are then told by their values
+def speech_of_run(saved: SavedRun) -> MfccConfig | None:
+    """How the MFCC of a run's recordings were computed; ``None`` of images."""
+    speech = {name: value for name, value in saved.run.data.speech.items() if name != "rate"}
+    return from_json(MfccConfig, speech) if speech else None

@@ -2,6 +2,6 @@
 
 from neuralsanitizer.data.bundled import BUNDLED
 from neuralsanitizer.data.clean_set import CleanSet
-from neuralsanitizer.data.loading import load_clean_set
+from neuralsanitizer.data.loading import Inputs, load_clean_set, load_inputs
 
-__all__ = ["BUNDLED", "CleanSet", "load_clean_set"]
+__all__ = ["BUNDLED", "CleanSet", "Inputs", "load_clean_set", "load_inputs"]

@@ -42,6 +42,7 @@ __all__ = [
     "LabelledFiles",
     "decode_images",
     "find_files",
+    "find_inputs",
     "in_folder",
     "kind_of",
     "readable",
@@ -111,10 +112,8 @@ def kind_of(root: Path) -> FileKind:
     for folder in _label_folders(root, home, unused):
         for path in sorted(folder.iterdir(), key=_by_name):
             if not path.name.startswith(".") and _is_inside(path, home) and path.is_file():
-                with path.open("rb") as file:
-                    head = file.read(16)
                 for kind in (RECORDINGS, PICTURES):
-                    if kind.signature.match(head):
+                    if _begins_like(kind, path):
                         return kind
     return PICTURES
 
@@ -153,6 +152,35 @@ def find_files(root: Path, kind: FileKind, label_names: Sequence[str] = ()) -> L
     skipped[f"folders without {kind.noun}s"] += len(empty)
     notes = tuple(f"skipped {count} {what}" for what, count in sorted(skipped.items()) if count)
     return LabelledFiles(files, labels, tuple(map(readable, names)), notes)
+
+
+def find_inputs(root: Path) -> tuple[FileKind, tuple[Path, ...], tuple[str, ...]]:
+    """All pictures below ``root``, however deep, or all recordings if the first file that is either is one.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        What they are, their paths in the order of their names, and notes on what was skipped.
+
+    Raises:
+        DataError: There are none, a link leads out of ``root``, or a file is named like one of the kind but is none.
+        OSError: A folder or file cannot be read; left to the caller.
+    """
+    home, skipped = root.resolve(), Counter[str]()
+    files = [
+        path
+        for path in sorted(root.rglob("*"), key=str)
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and _is_inside(path, home)
+        and path.is_file()
+    ]
+    kind = next((kind for path in files for kind in (RECORDINGS, PICTURES) if _begins_like(kind, path)), PICTURES)
+    found = tuple(path for path in files if _is_of(kind, path))
+    skipped[f"files that are no {kind.noun}s"] = len(files) - len(found)
+    if not found:
+        raise DataError(f"no pictures or recordings found in {root.name!r}: {PICTURES.formats} expected in it")
+    return kind, found, tuple(f"skipped {count} {what}" for what, count in skipped.items() if count)
 
 
 def decode_images(
@@ -236,10 +264,14 @@ def _is_inside(path: Path, home: Path) -> bool:
     return True
 
 
-def _is_of(kind: FileKind, path: Path) -> bool:
+def _begins_like(kind: FileKind, path: Path) -> bool:
     with path.open("rb") as file:
-        if kind.signature.match(file.read(16)):
-            return True
+        return kind.signature.match(file.read(16)) is not None
+
+
+def _is_of(kind: FileKind, path: Path) -> bool:
+    if _begins_like(kind, path):
+        return True
     if path.suffix.lower() in kind.suffixes:
         raise DataError(
             f"the file {in_folder(path)} is named like a {kind.noun}, but does not begin like one: replace or remove it"

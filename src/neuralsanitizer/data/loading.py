@@ -25,12 +25,12 @@ from neuralsanitizer.config import MfccConfig
 from neuralsanitizer.data.audio import Recordings, decode_recordings
 from neuralsanitizer.data.bundled import BUNDLED, read_mnist5k
 from neuralsanitizer.data.clean_set import CleanSet
-from neuralsanitizer.data.folder import PICTURES, RECORDINGS, decode_images, find_files, kind_of, readable
+from neuralsanitizer.data.folder import PICTURES, RECORDINGS, decode_images, find_files, find_inputs, kind_of, readable
 from neuralsanitizer.data.idx import find_images, find_labels, read_idx, unfold
-from neuralsanitizer.data.npz import read_npz
+from neuralsanitizer.data.npz import read_npz, read_npz_images
 from neuralsanitizer.errors import DataError, UsageError
 
-__all__ = ["load_clean_set"]
+__all__ = ["Inputs", "load_clean_set", "load_inputs"]
 
 _Images = npt.NDArray[Any]  # (N, height, width, channels), raw values
 _Scaled = npt.NDArray[np.float32]  # (N, channels, height, width), values in [0, 1]
@@ -137,6 +137,64 @@ def load_clean_set(
         notes=(*raw.notes, *range_notes, *shape_notes),
         recordings=raw.recordings,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Images without labels.
+
+    Attributes:
+        images: float32 (N, channels, height, width) in [0, 1].
+        names: Where each came from: its path within the folder, or its number in the file.
+        notes: What loading had to do.
+    """
+
+    images: torch.Tensor
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def load_inputs(
+    source: str | os.PathLike[str],
+    *,
+    shape: tuple[int, int, int],
+    pixel_range: tuple[float, float] | None = None,
+    speech: MfccConfig | None = None,
+) -> Inputs:
+    """Load images whose labels nobody knows, or recordings as their MFCC: what a model is used on.
+
+    Args:
+        source: A ``.npz`` file with ``x``, or a folder of pictures, or of WAV files, however deep.
+        shape: (channels, height, width) that the model takes; images are converted as :func:`load_clean_set` does.
+        pixel_range: As for :func:`load_clean_set`.
+        speech: Likewise.
+
+    Raises:
+        DataError: The source is missing, damaged, refused or of no known format, or its values make no sense.
+        UsageError: ``shape`` or ``pixel_range`` is impossible.
+    """
+    _check_arguments(shape, pixel_range, None)
+    path, recordings = Path(source), None
+    with _failures_named(str(source)):
+        if stat.S_ISDIR(_kind(path)):
+            kind, files, notes = find_inputs(path)
+            names = tuple(readable(str(file.relative_to(path))) for file in files)
+            if kind is RECORDINGS:
+                recordings, more = decode_recordings(list(files), speech or MfccConfig())
+                images: _Images = recordings.pictures().permute(0, 2, 3, 1).numpy()
+            else:
+                images, more = decode_images(files, shape[1:])
+            notes = (*notes, *more)
+        else:
+            with _open(path) as file:
+                if _tell_format(file, path.name) != "npz":
+                    raise DataError(f"{path.name!r} is no .npz file: give one with an array x, or a folder of pictures")
+                images, notes = read_npz_images(file, path.name)
+            names = tuple(map(str, range(len(images))))
+        _check_memory(images.shape, shape)
+        scaled, range_notes = _scale(images, None if recordings is not None else pixel_range)
+        fitted, shape_notes = _fit(scaled, shape)
+    return Inputs(torch.from_numpy(fitted), names, (*notes, *range_notes, *shape_notes))
 
 
 def _check_arguments(

@@ -21,7 +21,7 @@ from numpy.lib import format as npy_format
 
 from neuralsanitizer.errors import DataError
 
-__all__ = ["MAX_BYTES", "check_claim", "read_exactly", "read_npz"]
+__all__ = ["MAX_BYTES", "check_claim", "read_exactly", "read_npz", "read_npz_images"]
 
 MAX_BYTES = 4 << 30
 """Largest array that is read, in bytes, before any conversion."""
@@ -112,6 +112,33 @@ def read_npz(file: BinaryIO, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[n
     if len(images) != len(labels):
         raise DataError(f"one label an image expected in {name!r}; got {len(images)} images and {len(labels)} labels")
     return images, labels, notes
+
+
+def read_npz_images(file: BinaryIO, name: str) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+    """Images alone, of a ``.npz`` file with the array ``x`` (or ``images``); labels may be missing.
+
+    Args:
+        file: The open file, seekable.
+        name: Its name, for messages.
+
+    Returns:
+        As :func:`read_npz`, without labels.
+
+    Raises:
+        DataError: As :func:`read_npz`.
+        zipfile.BadZipFile: Likewise.
+    """
+    stored = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(_BoundedReads(file)) as archive:
+        entries = _entries(archive, name)
+        key = next((images for images, _ in _KEYS if images in entries), None)
+        if key is None:
+            raise DataError(
+                f"an array 'x' (or 'images') expected in {name!r}; it holds {sorted(entries)[:20]}. "
+                "Save images with numpy.savez(path, x=images)"
+            )
+        x = _read_array(archive, entries[key], stored, f"array {key!r} of {name!r}")
+    return _channels_last(x, name)
 
 
 class _BoundedReads:

@@ -1,5 +1,6 @@
 """Pure functions on tensors: no state, no randomness that is not passed in."""
 
+from neuralsanitizer.functional.intervals import wilson
 from neuralsanitizer.functional.losses import pile_up, total_variation
 from neuralsanitizer.functional.metrics import attack_success
 from neuralsanitizer.functional.outliers import anomaly_indices, calibrated_threshold
@@ -19,4 +20,5 @@ __all__ = [
     "stamp",
     "stamped_with",
     "total_variation",
+    "wilson",
 ]

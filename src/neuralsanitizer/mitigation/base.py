@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.models.handle import SuspectModel
-from neuralsanitizer.records import Trigger
+from neuralsanitizer.records import PrunedShare, Trigger
 
-__all__ = ["Mitigation"]
+__all__ = ["Mitigation", "Removal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What one removal gives.
+
+    Attributes:
+        module: The repaired copy.
+        curve: Of pruning: attack success and accuracy by the share of neurons pruned.
+    """
+
+    module: nn.Module
+    curve: tuple[PrunedShare, ...] = ()
 
 
 class Mitigation(ABC):
@@ -26,10 +40,13 @@ class Mitigation(ABC):
     def settings(self) -> dict[str, Any]:
         """All settings, for the record."""
 
-    @property
     @abstractmethod
-    def steps(self) -> int:
-        """How many steps one removal takes at most, for the progress display."""
+    def steps(self, images: int) -> int:
+        """How many steps one removal takes at most, for the progress display.
+
+        Args:
+            images: Number of clean images.
+        """
 
     @abstractmethod
     def remove(
@@ -40,7 +57,7 @@ class Mitigation(ABC):
         *,
         seed: int,
         advance: Callable[[int], None] | None = None,
-    ) -> nn.Module:
+    ) -> Removal:
         """A repaired copy of the model, frozen and in evaluation mode.
 
         Args:

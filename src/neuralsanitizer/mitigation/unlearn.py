@@ -8,14 +8,14 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from neuralsanitizer.config import UnlearnConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.functional import recolour, stamp
-from neuralsanitizer.mitigation.base import Mitigation
+from neuralsanitizer.mitigation.base import Mitigation, Removal
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
 from neuralsanitizer.training import Schedule, fit, shuffled_batches
@@ -40,10 +40,9 @@ class Unlearn(Mitigation):
         """All settings."""
         return asdict(self.config)
 
-    @property
-    def steps(self) -> int:
+    def steps(self, images: int) -> int:
         """Optimiser steps."""
-        return self.config.steps
+        return self.config.steps or max(1, images // self.config.batch)
 
     def remove(
         self,
@@ -53,35 +52,83 @@ class Unlearn(Mitigation):
         *,
         seed: int,
         advance: Callable[[int], None] | None = None,
-    ) -> nn.Module:
+    ) -> Removal:
         """Fine-tune a copy of the model on clean images, some of them stamped, all with their true labels."""
         config = self.config
         generator = torch.Generator().manual_seed(derive_seed(seed, "unlearn"))
         student = suspect.with_module(copy.deepcopy(suspect.module))
         device = student.device
-        batches = shuffled_batches(clean.images.to(device), clean.labels.to(device), config.batch, generator)
-        grown = [_grown(trigger, by) for by in range(config.grown + 1) for trigger in triggers]
-        masks = torch.stack([mask for mask, _ in grown]).to(device)  # (sizes * T, H, W), T triggers a size
-        patterns = torch.stack([pattern for _, pattern in grown]).to(device)  # (sizes * T, C, H, W)
-        tones = torch.stack([_tone(t, by, config.grown) for by in range(config.grown + 1) for t in triggers]).to(device)
+        goal = suspect.logits_of(clean.images).softmax(dim=1) if config.targets == "suspect" else clean.labels
+        batches = shuffled_batches(clean.images.to(device), goal.to(device), config.batch, generator)
+        stamps = _Stamps(triggers, config, student, generator)
 
         def sample() -> tuple[Tensor, Tensor]:
-            images, labels = batches()
-            which = _assign(len(images), len(triggers), config.share, generator).to(device)  # (batch,): -1 is none
-            chosen = (which >= 0).nonzero().flatten()
-            stamped = images.clone()
-            sizes = torch.randint(config.grown + 1, (len(chosen),), generator=generator).to(device)
-            trigger = which[chosen] + len(triggers) * sizes
-            toned = recolour(images[chosen][:, None], tones[trigger])[:, 0]
-            stamped[chosen] = stamp(toned, masks[trigger][:, None], patterns[trigger])
-            return student.normalise(stamped), labels
+            images, goals = batches()
+            return student.normalise(stamps.onto(images)), goals
 
-        def loss(outputs: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(student.to_logits(outputs), labels)
+        def loss(outputs: Tensor, goals: Tensor) -> Tensor:
+            return F.cross_entropy(student.to_logits(outputs), goals)
 
-        schedule = Schedule(config.steps, config.learning_rate, one_cycle=config.one_cycle)
+        schedule = Schedule(self.steps(len(clean)), config.learning_rate, one_cycle=config.one_cycle)
         fit(student.module, sample, schedule, loss=loss, advance=advance)
-        return student.module
+        return Removal(student.module)
+
+
+class _Stamps:
+    """What is stamped on a batch: each trigger as it was reversed, grown, and as it would work best on the student now.
+
+    A reversed trigger is not the planted one. What the student forgets is the reversed one and its like; the planted
+    one may live on. So, within each trigger's mask, a second pattern follows the student: at every step one step of
+    sign ascent towards the trigger's label, from the reversed pattern and from noise in turns.
+    """
+
+    def __init__(
+        self, triggers: Sequence[Trigger], config: UnlearnConfig, student: SuspectModel, generator: Generator
+    ) -> None:
+        self.config, self.student, self.generator, self.count = config, student, generator, len(triggers)
+        device, sizes = student.device, range(config.grown + 1)
+        grown = [_grown(trigger, by) for by in sizes for trigger in triggers]
+        self.masks = torch.stack([mask for mask, _ in grown]).to(device)  # (sizes * T, H, W), T triggers a size
+        self.patterns = torch.stack([pattern for _, pattern in grown]).to(device)  # (sizes * T, C, H, W)
+        self.moving = self.patterns
+        self.tones = torch.stack([_tone(t, by, config.grown) for by in sizes for t in triggers]).to(device)
+        self.targets = torch.tensor([t.label for t in triggers], device=device).repeat(len(sizes))
+        self.taken = 0
+
+    def onto(self, images: Tensor) -> Tensor:
+        """A batch (batch, C, H, W) with triggers on some of its images."""
+        config, device = self.config, images.device
+        which = _assign(len(images), self.count, config.share, self.generator).to(device)  # (batch,): -1 is none
+        chosen = (which >= 0).nonzero().flatten()
+        sizes = torch.randint(config.grown + 1, (len(chosen),), generator=self.generator).to(device)
+        trigger = which[chosen] + self.count * sizes
+        toned = recolour(images[chosen][:, None], self.tones[trigger])[:, 0]
+        pattern = self.patterns[trigger]
+        if config.adversarial and len(chosen):
+            moving = torch.rand(len(chosen), generator=self.generator).to(device) < config.adversarial
+            self._move(toned[moving], trigger[moving])
+            pattern = torch.where(moving[:, None, None, None], self.moving[trigger], pattern)
+        stamped = images.clone()
+        stamped[chosen] = stamp(toned, self.masks[trigger][:, None], pattern)
+        return stamped
+
+    def _move(self, images: Tensor, trigger: Tensor) -> None:
+        """One step of the moving patterns of some triggers, one an image, against the student as it is."""
+        turn, started = divmod(self.taken, self.config.adversarial_every)
+        if not started:
+            noise = torch.rand(self.patterns.shape, generator=self.generator).to(images.device)
+            self.moving = noise if turn % 2 else self.patterns
+        self.taken += 1
+        if not len(images):
+            return
+        training = self.student.module.training
+        self.student.module.eval()  # batch statistics are not to be of these images
+        with torch.enable_grad():
+            moving = self.moving.clone().requires_grad_()
+            logits = self.student(stamp(images, self.masks[trigger][:, None], moving[trigger]))
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, self.targets[trigger]), moving)
+        self.student.module.train(training)
+        self.moving = (self.moving - self.config.adversarial_rate * gradient.sign()).clamp(0, 1)
 
 
 def _grown(trigger: Trigger, by: int) -> tuple[Tensor, Tensor]:
@@ -121,6 +168,8 @@ def _assign(images: int, triggers: int, share: float, generator: Generator) -> T
     Each trigger is stamped on ``share`` of the images; together they take at most half, so that the model never loses
     sight of clean images.
     """
+    if not share:
+        return torch.full((images,), -1)
     each = max(1, round(min(share, 0.5 / triggers) * images))
     order = torch.randperm(images, generator=generator)
     which = torch.full((images,), -1)

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from neuralsanitizer.records import Finding, LabelFinding, to_json
+from neuralsanitizer.report.curves import pruning_svg, roc_svg
 from neuralsanitizer.report.figures import TriggerPictures, ranking_svg, trigger_pictures
 from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import SavedRun
@@ -42,7 +43,10 @@ def render_html(saved: SavedRun) -> str:
         .render(
             run=run,
             repair=saved.repair,
+            curve=Markup(pruning_svg(saved.repair.curve)) if saved.repair and saved.repair.curve else "",  # noqa: S704
             verification=saved.verification,
+            filter_=saved.filter,
+            roc=Markup(roc_svg(saved.filter.labels)) if saved.filter else "",  # noqa: S704
             headline=_HEADLINES[run.verdict.finding],
             pixels=pixels,
             cards=[(f, _pictures(saved, f)) for f in marked[:_CARDS]],

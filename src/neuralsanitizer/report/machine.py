@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuralsanitizer.records import Repair, Run, Verification, to_json
+from neuralsanitizer.records import FilterRecord, Repair, Run, Verification, to_json
 from neuralsanitizer.storage import SavedRun
 
-__all__ = ["repair_json", "run_json", "verification_json"]
+__all__ = ["filter_json", "repair_json", "run_json", "verification_json"]
 
 
 def run_json(saved: SavedRun) -> dict[str, Any]:
@@ -15,19 +15,26 @@ def run_json(saved: SavedRun) -> dict[str, Any]:
 
     Each label has ``label``, ``name``, ``finding``, ``attack_success`` in [0, 1], ``mask_size`` in pixels, ``transfer``
     (a list of rates in [0, 1], one a test reference), ``confidence``, ``reason`` and ``metrics``. All other fields are
-    those of :class:`neuralsanitizer.records.Run`; ``repair`` and ``verification`` follow where there was one.
+    those of :class:`neuralsanitizer.records.Run`; then ``repair``, ``verification`` and ``filter``, where there is one.
     """
     report = _run(saved.run)
     if saved.repair is not None:
         report["repair"] = repair_json(saved.repair)
     if saved.verification is not None:
         report["verification"] = verification_json(saved.verification)
+    if saved.filter is not None:
+        report["filter"] = filter_json(saved.filter)
     return report
 
 
 def repair_json(repair: Repair) -> dict[str, Any]:
     """A repair, field by field, as in :class:`neuralsanitizer.records.Repair`."""
     return dict(to_json(repair))
+
+
+def filter_json(record: FilterRecord) -> dict[str, Any]:
+    """An input filter, field by field, as in :class:`neuralsanitizer.records.FilterRecord`."""
+    return dict(to_json(record))
 
 
 def verification_json(verification: Verification) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from neuralsanitizer.records import Finding, LabelFinding, Repair, RepairedTrigger, Run, Verification
+from neuralsanitizer.records import FilterRecord, Finding, LabelFinding, Repair, RepairedTrigger, Run, Verification
 from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import SavedRun
 
-__all__ = ["print_repair", "print_run", "print_verification"]
+__all__ = ["print_filter", "print_parted", "print_repair", "print_run", "print_verification"]
 
 _STYLES = {Finding.INFECTED: "bold red", Finding.CLEAN: "green", Finding.INCONCLUSIVE: "bold yellow"}
 _ALL = 20  # up to so many labels the table has them all
@@ -29,14 +29,21 @@ def print_run(saved: SavedRun, console: Console) -> None:
     if saved.verification is not None:
         console.print()
         print_verification(saved.verification, console)
+    if saved.filter is not None:
+        console.print()
+        print_filter(saved.filter, console)
 
 
 def print_repair(repair: Repair, console: Console) -> None:
     """What was removed, and what it cost."""
     done = "nothing is found there any more" if repair.complete else "something is still found"
+    if repair.tried:
+        done = "verified" if repair.complete else "no method passed, this one left the least"
     _say(console, f"repair ({repair.method}): {_count(len(repair.triggers), 'trigger')} removed, {done}", "bold")
     _print_triggers(repair.triggers, console)
     _print_accuracy(repair.clean_accuracy_before, repair.clean_accuracy_after, repair.held_out_images, console)
+    for attempt in repair.tried:
+        _say(console, f"{'kept:  ' if attempt.kept else 'tried: '}{attempt.method} - {attempt.reason}")
     _say(console, _seconds(repair.timings))
 
 
@@ -51,6 +58,37 @@ def print_verification(verification: Verification, console: Console) -> None:
         verification.clean_accuracy_before, verification.clean_accuracy_after, verification.held_out_images, console
     )
     _say(console, _seconds(verification.timings))
+
+
+def print_filter(record: FilterRecord, console: Console) -> None:
+    """What an input filter does, on images that it was not fitted to."""
+    _say(console, f"input filter ({record.score}) for {_count(len(record.labels), 'infected label')}", "bold")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("label", "clean images judged", "flagged", "95 % interval", "stamped images", "let pass"):
+        table.add_column(heading, justify="left" if heading == "label" else "right")
+    for f in record.labels:
+        name = f"{f.label}" if f.name == str(f.label) else f"{f.label} {clean_text(f.name, 40)}"
+        interval = " to ".join(f"{end:.1%}" for end in f.false_alarm_interval)
+        cells = (str(f.clean_images), f"{f.false_alarms:.1%}", interval, str(f.stamped_images), f"{f.missed:.1%}")
+        table.add_row(Text(name), *cells)
+    console.print(table)
+    low, high = record.false_alarm_interval
+    _say(
+        console,
+        f"of all {_count(record.clean_images, 'clean image')} it flags {record.false_alarms:.2%} "
+        f"({low:.2%} to {high:.2%})",
+    )
+    ours, alone = 1e6 * record.seconds_per_input, 1e6 * record.seconds_per_input_without
+    _say(console, f"{ours:.0f} us an input, {alone:.0f} us without the filter")
+
+
+def print_parted(accepted: Sequence[str], rejected: Sequence[str], console: Console) -> None:
+    """How many inputs a filter accepts, and which it rejects."""
+    _say(console, f"{_count(len(accepted), 'input')} accepted, {len(rejected)} rejected", "bold")
+    for name in rejected[:_ALL]:
+        _say(console, f"rejected: {name}")
+    if len(rejected) > _ALL:
+        _say(console, f"... and {len(rejected) - _ALL} more: --output writes them all", "dim")
 
 
 def _print_scan(run: Run, console: Console) -> None:
