@@ -8,6 +8,7 @@ import pytest
 
 from neuralsanitizer import load_model
 from neuralsanitizer.attacks.base import measure_attack_success
+from neuralsanitizer.mitigation.base import Removal
 from neuralsanitizer.mitigation.unlearn import Unlearn
 from neuralsanitizer.models import architectures
 from neuralsanitizer.storage import RunFolder
@@ -37,7 +38,7 @@ def test_repair_says_on_stderr_where_everything_is(repaired):
     outcome, weights, folder = repaired
     assert f"repaired weights: {weights}" in outcome.stderr
     assert f"report:           {folder / 'report.html'}" in outcome.stderr
-    assert "remove 1 trigger, round 1 ..." in outcome.stderr
+    assert "unlearning: 1 trigger, round 1 ..." in outcome.stderr
     assert "Before and after repair" in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -49,7 +50,9 @@ def test_repair_leaves_the_model_as_it_was(repaired, files, attacked):
 
 def test_a_repair_that_leaves_the_backdoor_ends_with_1(scanned, files, tmp_path, monkeypatch):
     shutil.copytree(scanned[1], tmp_path / "run")
-    monkeypatch.setattr(Unlearn, "remove", lambda _self, suspect, *_args, **_kwargs: copy.deepcopy(suspect.module))
+    monkeypatch.setattr(
+        Unlearn, "remove", lambda _self, suspect, *_args, **_kwargs: Removal(copy.deepcopy(suspect.module))
+    )
     outcome = run("repair", files.attacked, "--run", "run", "--data", files.clean, "--output", "f.safetensors")
     assert outcome.code == 1
     assert "something is still found" in outcome.stdout
@@ -60,7 +63,7 @@ def test_a_repair_that_destroys_the_model_is_not_complete(scanned, files, tmp_pa
     """The scan after it finds nothing, because it cannot judge: that is no success."""
     shutil.copytree(scanned[1], tmp_path / "run")
     fresh = architectures.build(ARCH, labels=10).eval().requires_grad_(False)
-    monkeypatch.setattr(Unlearn, "remove", lambda *_args, **_kwargs: copy.deepcopy(fresh))
+    monkeypatch.setattr(Unlearn, "remove", lambda *_args, **_kwargs: Removal(copy.deepcopy(fresh)))
     options = ("--run", "run", "--data", files.clean, "--output", "f.safetensors", "--format", "json")
     outcome = run("repair", files.attacked, *options)
     assert outcome.code == 1

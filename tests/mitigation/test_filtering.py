@@ -10,13 +10,12 @@ from neuralsanitizer.config import FilterConfig
 from neuralsanitizer.errors import DataError, RefusedInputError, RunError, UsageError
 from neuralsanitizer.functional import stamped_with
 from neuralsanitizer.mitigation.filtering import GuardedModel, fit_filter, load_filter, save_filter
+from neuralsanitizer.storage import RunFolder
 from quick import TARGET
 
 
 @pytest.fixture(scope="module")
 def triggers(quick_folder):
-    from neuralsanitizer.storage import RunFolder  # noqa: PLC0415
-
     return [RunFolder(quick_folder).read().triggers[TARGET]]
 
 
@@ -87,7 +86,7 @@ def test_files_that_do_not_belong_together_are_refused(fitted, attacked, trigger
     (tmp_path / "a.json").write_text(json.dumps([]), encoding="utf-8")
     with pytest.raises(RunError):
         load_filter(tmp_path / "a.safetensors")
-    with pytest.raises(UsageError, match="NAME.safetensors"):
+    with pytest.raises(UsageError, match=r"NAME\.safetensors"):
         load_filter(tmp_path / "a.json")
 
 

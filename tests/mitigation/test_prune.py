@@ -9,7 +9,7 @@ from neuralsanitizer.attacks.base import measure_attack_success
 from neuralsanitizer.config import PruneConfig
 from neuralsanitizer.errors import ModelError
 from neuralsanitizer.mitigation.prune import Prune, _in_turns
-from neuralsanitizer.models import SuspectModel
+from neuralsanitizer.models import SuspectModel, architectures
 from neuralsanitizer.models.activations import last_convolution, last_dense, penultimate
 
 
@@ -69,15 +69,13 @@ def test_a_network_without_a_last_dense_layer_is_told_so(clean):
         penultimate(suspect, clean.images[:2])
 
 
-def test_blocks_with_other_branches_have_no_last_convolution(clean):
-    from neuralsanitizer.models import architectures  # noqa: PLC0415 - one test's
-
+def test_blocks_with_other_branches_have_no_last_convolution():
     suspect = SuspectModel(architectures.build("cifar10-resnet18", labels=10), (3, 32, 32), 10)
     assert last_convolution(suspect) is None
     assert last_dense(suspect).out_features == 10
     assert penultimate(suspect, torch.rand(3, 3, 32, 32)).shape == (3, last_dense(suspect).in_features)
 
 
-def test_settings_are_recorded(attacked):
+def test_settings_are_recorded():
     assert Prune(replace(PruneConfig(), step=0.1)).settings["step"] == 0.1
     assert Prune(PruneConfig(step=0.5, layers=("dense",))).steps(1000) == 3
