@@ -36,7 +36,7 @@ from neuralsanitizer.records import Run, from_json, to_json
 from neuralsanitizer.storage import RunFolder, write_json
 from neuralsanitizer.training import steps_of
 
-__all__ = ["DETECTORS", "STAGES", "Bench", "read_scores"]
+__all__ = ["DETECTORS", "STAGES", "Bench", "Scanned", "read_scores"]
 
 STAGES = ("scan", "repair", "verify")
 
@@ -44,6 +44,23 @@ _Data = tuple[CleanSet, CleanSet, CleanSet]  # training set, the user's clean se
 
 DETECTORS = ("neural-sanitizer/default", "neural-sanitizer/paper", "neural-cleanse/default")
 """Method and preset of what is compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned:
+    """A case that was scanned.
+
+    Attributes:
+        attacked: The model and what is planted in it.
+        folder: The run.
+        clean: The user's clean images.
+        unseen: Images that neither training nor the user has seen.
+    """
+
+    attacked: AttackResult
+    folder: RunFolder
+    clean: CleanSet
+    unseen: CleanSet
 
 
 @dataclass(frozen=True)
@@ -165,25 +182,35 @@ class Bench:
         path = self._score_path(case, detector)
         self.progress.note(f"{case.name}: {detector}")
         clean = _as_many_as_given(case, clean)
-        folder = self.output / "runs" / path.stem
-        saved = RunFolder(folder)
-        if not saved.exists():
-            resume = saved.state.exists()
-            scan(
-                attacked.model,
-                clean,
-                method=detector_named(detector, self._references),
-                seed=self.seed,
-                output=folder,
-                resume=resume,
-                progress=self.progress,
-            )
+        saved = self._scan(case, detector, attacked, clean)
         repaired = self._repaired(attacked, saved, clean, unseen)
         run = saved.read().run
         references = self._reference_scores(attacked, saved, run, unseen)
         score = score_scan(case.name, case.split, case.group, attacked, run, references, repaired)
         write_json(path, to_json(score))
         return score
+
+    def scanned(self, case: Case, detector: str, loaded: dict[str, _Data]) -> Scanned:
+        """A case's model, trained and scanned if it was not yet; the last task's data are kept in ``loaded``."""
+        train, clean, unseen = self._data_of(case, loaded)
+        attacked = self._model(case, train, unseen)
+        clean = _as_many_as_given(case, clean)
+        return Scanned(attacked, self._scan(case, detector, attacked, clean), clean, unseen)
+
+    def _scan(self, case: Case, detector: str, attacked: AttackResult, clean: CleanSet) -> RunFolder:
+        """The run of a case, made now if it was not before."""
+        folder = RunFolder(self.output / "runs" / self._score_path(case, detector).stem)
+        if not folder.exists():
+            scan(
+                attacked.model,
+                clean,
+                method=detector_named(detector, self.references),
+                seed=self.seed,
+                output=folder.path,
+                resume=folder.state.exists(),
+                progress=self.progress,
+            )
+        return folder
 
     def _reference_scores(
         self, attacked: AttackResult, folder: RunFolder, run: Run, unseen: CleanSet
@@ -209,12 +236,12 @@ class Bench:
         proof = None
         if self.through == "verify":
             proof = verify(
-                attacked.model, fixed.model, folder.path, clean, cache=self._references, progress=self.progress
+                attacked.model, fixed.model, folder.path, clean, cache=self.references, progress=self.progress
             )
         return score_repair(attacked, fixed.model, unseen, fixed.repair, proof)
 
     @property
-    def _references(self) -> Path:
+    def references(self) -> Path:
         """Folder of what scans of models of one task share."""
         return self.output / "cache" / "references"
 

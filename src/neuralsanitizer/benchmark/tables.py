@@ -8,7 +8,7 @@ from neuralsanitizer.benchmark.ablations import ABLATIONS
 from neuralsanitizer.benchmark.papers import fewer_references, survival, thresholds
 from neuralsanitizer.benchmark.score import Rate, Score, rates
 
-__all__ = ["failures", "markdown", "sections"]
+__all__ = ["failures", "in_percent", "markdown", "markdown_table", "sections", "with_interval"]
 
 
 def markdown(scores: Sequence[Score]) -> str:
@@ -71,7 +71,7 @@ def _attacks(scores: Sequence[Score]) -> str:
                 _span([repair.clean_accuracy for repair in repairs]),
             )
         )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _found(scores: Sequence[Score]) -> str:
@@ -118,7 +118,7 @@ def failures(scores: Sequence[Score]) -> str:
         for label in labels
         if label < len(s.sizes)
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _detector(score: Score) -> str:
@@ -154,11 +154,12 @@ def _summary(scores: Sequence[Score], key: Callable[[Score], str], heading: str)
         measured = rates(of)
         clean = sum(not s.planted for s in of)
         figures = (measured.missed, measured.false_alarms, measured.left_open, measured.models_right)
-        rows.append((name, str(len(of)), str(clean), *map(_with_interval, figures)))
-    return _table(head, rows)
+        rows.append((name, str(len(of)), str(clean), *map(with_interval, figures)))
+    return markdown_table(head, rows)
 
 
-def _with_interval(rate: Rate) -> str:
+def with_interval(rate: Rate) -> str:
+    """A share, its counts and its 95 % interval, or a dash."""
     if not rate.total:
         return "-"
     low, high = rate.interval
@@ -172,7 +173,7 @@ def _detection(scores: Sequence[Score]) -> str:
         (
             s.case,
             f"{s.clean_accuracy:.2%}",
-            _rates(s.attack_success),
+            in_percent(s.attack_success),
             _detector(s),
             _labels(s.planted),
             _labels(s.found),
@@ -183,7 +184,7 @@ def _detection(scores: Sequence[Score]) -> str:
         )
         for s in scores
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _repairs(scores: Sequence[Score]) -> str:
@@ -195,8 +196,8 @@ def _repairs(scores: Sequence[Score]) -> str:
             _detector(s),
             f"{s.clean_accuracy:.2%}",
             f"{s.repair.clean_accuracy:.2%}",
-            _rates(s.attack_success),
-            _rates(s.repair.attack_success),
+            in_percent(s.attack_success),
+            in_percent(s.repair.attack_success),
             f"{s.repair.reversed_success:.1%}",
             str(s.repair.rounds),
             "-" if s.repair.proof is None else s.repair.proof.value,
@@ -206,7 +207,7 @@ def _repairs(scores: Sequence[Score]) -> str:
         for s in scores
         if s.repair is not None
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _seeds(scores: Sequence[Score]) -> str:
@@ -221,8 +222,8 @@ def _seeds(scores: Sequence[Score]) -> str:
             same = sum(len({_finding(s, label) for s in of}) == 1 for of in several for label in range(of[0].labels))
             total = sum(of[0].labels for of in several)
             most = max(len(of) for of in several)
-            rows.append((detector, str(len(several)), str(most), _with_interval(Rate(same, total))))
-    return _table(("detector", "models", "seeds", "labels with one finding from all seeds"), rows)
+            rows.append((detector, str(len(several)), str(most), with_interval(Rate(same, total))))
+    return markdown_table(("detector", "models", "seeds", "labels with one finding from all seeds"), rows)
 
 
 def _finding(score: Score, label: int) -> str:
@@ -246,21 +247,23 @@ def _ablations(scores: Sequence[Score]) -> str:
         both = [
             text
             for figure in ("missed", "false_alarms", "left_open")
-            for text in (_with_interval(getattr(changed, figure)), _with_interval(getattr(unchanged, figure)))
+            for text in (with_interval(getattr(changed, figure)), with_interval(getattr(unchanged, figure)))
         ]
         rows.append((base, ABLATIONS[change].what if change in ABLATIONS else change, str(len(pairs)), *both))
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _thresholds(scores: Sequence[Score]) -> str:
     head = ("published table: what is varied", "value", "published FNR, FPR", "our FNR", "our FPR")
     rows = thresholds(scores) if scores else []
-    return _table(head, [(*row[:3], *map(_with_interval, row[3:])) for row in rows])
+    return markdown_table(head, [(*row[:3], *map(with_interval, row[3:])) for row in rows])
 
 
 def _lemma(scores: Sequence[Score]) -> str:
     head = ("references (l)", "a clean label's patch transfers to", "a planted label's trigger transfers to")
-    return _table(head, [(str(n), f"{clean:.2f}", f"{planted:.2f}") for n, clean, planted in fewer_references(scores)])
+    return markdown_table(
+        head, [(str(n), f"{clean:.2f}", f"{planted:.2f}") for n, clean, planted in fewer_references(scores)]
+    )
 
 
 def _survival(scores: Sequence[Score]) -> str:
@@ -270,15 +273,17 @@ def _survival(scores: Sequence[Score]) -> str:
         for detector in dict.fromkeys(map(_detector, scores))
         for kind, count, *figures in survival(s for s in scores if _detector(s) == detector)
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _rates(rates: Sequence[float]) -> str:
+def in_percent(rates: Sequence[float]) -> str:
+    """Several rates of one thing, or a dash."""
     return ", ".join(f"{rate:.1%}" for rate in rates) or "-"
 
 

@@ -10,12 +10,15 @@ import typer
 
 from neuralsanitizer.benchmark import grid
 from neuralsanitizer.benchmark.ablations import ABLATIONS
+from neuralsanitizer.benchmark.remedies import score_remedies
+from neuralsanitizer.benchmark.remedy_tables import remedies_markdown
 from neuralsanitizer.benchmark.run import DETECTORS, STAGES, Bench, read_scores
 from neuralsanitizer.benchmark.score import Score
 from neuralsanitizer.benchmark.tables import markdown
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import guarded, print_json, progress_bar
 from neuralsanitizer.models import parse_device
+from neuralsanitizer.pipeline import REPAIRS
 from neuralsanitizer.records import to_json
 
 __all__ = ["app"]
@@ -76,6 +79,34 @@ def rejudge_command(
         bench = Bench(data, output, parse_device("cpu"), seed, progress)
         scores = bench.rejudge(grid.cases(split, tuple(only or ())), tuple(detector or DETECTORS))
     _show(scores, format_)
+
+
+@app.command("remedies")
+@guarded
+def remedies_command(
+    data: DataOption,
+    output: FolderOption = Path("bench"),
+    split: SplitOption = "reported",
+    only: OnlyOption = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help=f"Of repair, repeatable: {', '.join(REPAIRS)}; all by default.")
+    ] = None,
+    detector: Annotated[str, typer.Option("--detector", help="METHOD/PRESET of the scans.")] = DETECTORS[0],
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Verify every repair; `auto` verifies its own anyway.")
+    ] = False,
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
+    format_: o.FormatOption = o.Format.TABLE,
+) -> None:
+    """Repair the infected models of a split with every method, fit filters, and compare triggers with the planted."""
+    with progress_bar() as progress:
+        bench = Bench(data, output, parse_device(device), seed, progress, "verify" if prove else "repair")
+        scores = score_remedies(bench, grid.cases(split, tuple(only or ())), detector, tuple(method or REPAIRS))
+    if format_ is o.Format.JSON:
+        print_json(to_json(scores))
+    else:
+        typer.echo(remedies_markdown(scores))
 
 
 @app.command("cases")

@@ -1,7 +1,7 @@
 """Pure functions on tensors: no state, no randomness that is not passed in."""
 
 from neuralsanitizer.functional.intervals import wilson
-from neuralsanitizer.functional.losses import pile_up, total_variation
+from neuralsanitizer.functional.losses import kept_contrast, pile_up, total_variation
 from neuralsanitizer.functional.metrics import attack_success
 from neuralsanitizer.functional.outliers import anomaly_indices, calibrated_threshold
 from neuralsanitizer.functional.reinitialise import reinitialise_all, reinitialise_uniform
@@ -11,6 +11,7 @@ __all__ = [
     "anomaly_indices",
     "attack_success",
     "calibrated_threshold",
+    "kept_contrast",
     "mask_from_raw",
     "pile_up",
     "raw_from_mask",

@@ -16,7 +16,7 @@ from torch import Tensor
 from neuralsanitizer.config import ColourConfig, ReconstructConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.detectors.neural_sanitizer.reconstruct import fit
-from neuralsanitizer.functional import recolour
+from neuralsanitizer.functional import kept_contrast, recolour
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
 
@@ -60,6 +60,9 @@ def reconstruct_colours(
     def change(images: Tensor, parameters: Tensor, _: slice) -> Tensor:
         return recolour(images, _colours(parameters, config))
 
+    def flattened(before: Tensor, after: Tensor) -> Tensor:
+        return config.contrast_weight * (config.least_contrast - kept_contrast(before, after)).clamp_min(0)
+
     found = fit(
         suspect,
         guides,
@@ -72,6 +75,7 @@ def reconstruct_colours(
         range_=(-config.strongest, config.strongest),
         config=constraint,
         seed=seed,
+        harm=flattened if config.least_contrast else None,
         advance=advance,
     )
     colours = _colours(found, config).cpu().numpy()

@@ -27,6 +27,7 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     decide,
     explained,
     is_candidate,
+    is_flat,
     is_suspicious,
     is_unclear,
     merged,
@@ -135,7 +136,9 @@ class NeuralSanitizer(Detector):
                 glances.append(Evidence(patch, rate, (), {**metrics, SCREENED: 1.0}))
             for colours in others:
                 changes = colours.reconstruct(context, guides, labels, screen.colour_steps)
-                for glance, (change, _) in zip(glances, changes, strict=True):
+                for glance, (change, known) in zip(glances, changes, strict=True):
+                    if is_flat(known, self.config):
+                        continue
                     models = [context.suspect, *guides]
                     ours, *theirs = success_rates(models, change, held_out, screen.images, seed)
                     glance.metrics[COLOUR_LEAD] = ours - max(theirs, default=0.0)

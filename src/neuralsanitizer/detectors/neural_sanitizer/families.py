@@ -13,6 +13,8 @@ from neuralsanitizer.detectors.base import Context
 from neuralsanitizer.detectors.neural_sanitizer.colours import reconstruct_colours
 from neuralsanitizer.detectors.neural_sanitizer.preserve import preserve
 from neuralsanitizer.detectors.neural_sanitizer.reconstruct import fit_patterns, reconstruct
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CONTRAST
+from neuralsanitizer.functional import kept_contrast, stamped_with
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
 
@@ -140,7 +142,12 @@ class Colours(Family):
     ) -> list[Found]:
         """Changes of colours, from none at all."""
         seed = derive_seed(context.seed, "colours")
-        return [(found, {}) for found in self._search(context, context.suspect, guides, labels, (), steps, seed)]
+        found = self._search(context, context.suspect, guides, labels, (), steps, seed)
+        images = context.held_out.images[:_IMAGES_TO_SEE]
+        return [
+            (one, {CONTRAST: float(kept_contrast(images, stamped_with(one, images)))} if self.own.flat else {})
+            for one in found
+        ]
 
     def likes(
         self,
@@ -186,3 +193,4 @@ def families_for(suspect: SuspectModel, config: NeuralSanitizerConfig) -> tuple[
 
 
 _RED_GREEN_BLUE = 3
+_IMAGES_TO_SEE = 500  # that a change's contrast is measured on

@@ -136,6 +136,7 @@ def fit(
     range_: tuple[float, float],
     config: ReconstructConfig,
     seed: int,
+    harm: Callable[[Tensor, Tensor], Tensor] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Tensor:
     """The best parameters of something that is done to images, under the same constraint as :func:`reconstruct`.
@@ -153,6 +154,7 @@ def fit(
         range_: Within which the parameters are kept.
         config: Images a step, weight of the guides, labels at once.
         seed: All randomness derives from it.
+        harm: What is done must not do to images: of images before and after, a term of the loss, (k,).
         advance: Told of every label and step done.
 
     Returns:
@@ -171,9 +173,12 @@ def fit(
         parameters = start[rows].clone().requires_grad_()
         optimiser = torch.optim.Adam([parameters], lr=learning_rate)
         for step in range(steps):
-            changed = apply(images[draws[step]], parameters, rows)
+            chosen = images[draws[step]]
+            changed = apply(chosen, parameters, rows)
             guide = guides[turns[step]] if guides else None
             loss, _ = _guarded_loss(suspect, guide, changed, targets, config)
+            if harm is not None:
+                loss = loss + harm(chosen, changed).sum()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

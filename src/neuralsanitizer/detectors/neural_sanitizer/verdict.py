@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 
@@ -14,11 +14,13 @@ from neuralsanitizer.records import Finding, LabelFinding, Trigger, Verdict
 
 __all__ = [
     "CLEAN_SUCCESS",
+    "CONTRAST",
     "EXCESS",
     "SCREENED",
     "decide",
     "explained",
     "is_candidate",
+    "is_flat",
     "is_suspicious",
     "is_unclear",
     "merged",
@@ -29,6 +31,9 @@ CLEAN_SUCCESS = "success_without_backdoor"
 
 EXCESS = "excess"
 """Name of the metric: attack success on the suspect, less ``success_without_backdoor``."""
+
+CONTRAST = "contrast"
+"""Name of the metric: share of the images' contrast that a change of colours keeps."""
 
 SCREENED = "screened_out"
 """Name of the metric: 1.0 where a label had a short look only, after which others were more suspicious."""
@@ -81,6 +86,11 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
 def is_candidate(evidence: Evidence, labels: int, config: NeuralSanitizerConfig) -> bool:
     """Whether a trigger works on the suspect and on no clean reference: infected, unless clean models have the like."""
     return not _harmless(evidence, labels, config)
+
+
+def is_flat(metrics: Mapping[str, float], config: NeuralSanitizerConfig) -> bool:
+    """Whether what is known of a trigger says that it is a change of colours that leaves too little to be seen."""
+    return config.colours is not None and metrics.get(CONTRAST, 1.0) < config.colours.flat
 
 
 def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
@@ -235,6 +245,13 @@ def _harmless(one: Evidence, labels: int, config: NeuralSanitizerConfig) -> str:
     hits = sum(rate >= threshold for rate in one.transfer)
     if one.attack_success < config.verdict.least_attack_success:
         return f"no pattern sends more than {one.attack_success:.0%} of images to this label"
+    if is_flat(one.metrics, config):
+        kept = one.metrics[CONTRAST]
+        return (
+            f"the change of colours keeps {kept:.0%} of the contrast: every network is sent somewhere by flat pictures"
+        )
+    if config.colours is not None and (kept := one.metrics.get(CONTRAST, 1.0)) < config.colours.flat:
+        return f"the change of colours keeps {kept:.0%} of the contrast: what every network does with flat pictures"
     if hits >= transfer.transfers_to:
         return f"the pattern works on {hits} of {len(one.transfer)} clean references too: an adversarial patch"
     return ""
