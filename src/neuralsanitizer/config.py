@@ -444,10 +444,21 @@ class NeuralCleanseConfig:
     """Held-out images that the attack success is measured on."""
     label_batch: int = 16
     """Labels that share a forward pass; memory only."""
+    restarts: int = 1
+    """Searches a label, each from another start. With several a label's index is their median, and a label is left
+    open whose threshold lies between its lowest index and its highest."""
+    many: int = 200
+    """From this number of labels on all get a short search, and those with the smallest masks a long one (NC: for
+    YouTube Face's 1,283 labels)."""
+    short_checks: int = 15
+    """Looks at the goal that a short search takes: the weight rises at the fifth for the first time."""
+    refined: int = 100
+    """Labels that get a long search (NC)."""
 
 
 NEURAL_CLEANSE_PRESETS = {
     "default": NeuralCleanseConfig(),
+    "stable": NeuralCleanseConfig(preset="stable", restarts=3),
     "paper": NeuralCleanseConfig(preset="paper", checks=1000, batches_per_check=31, classic=True),
 }
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from neuralsanitizer.config import PAPER, ScreenConfig
-from neuralsanitizer.detectors.base import Evidence
+from neuralsanitizer.detectors.base import SCREENED, Evidence
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.detectors.neural_sanitizer.screen import COLOUR_LEAD, by_suspicion
-from neuralsanitizer.detectors.neural_sanitizer.verdict import EXCESS, SCREENED
+from neuralsanitizer.detectors.neural_sanitizer.verdict import EXCESS
 from neuralsanitizer.execution.store import MemoryStore
 from neuralsanitizer.records import Finding, Trigger
 from quick import QUICK, TARGET

@@ -20,11 +20,14 @@ from neuralsanitizer.execution.store import MemoryStore, Part, Store
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, SelfCheck, Trigger, Verdict
 
-__all__ = ["GLANCE", "CannotJudgeError", "Context", "Detector", "Evidence", "Scan"]
+__all__ = ["GLANCE", "SCREENED", "CannotJudgeError", "Context", "Detector", "Evidence", "Scan"]
 
 GLANCE = "glance"
 """Kind of the parts that a short look leaves; those of a long one are of the kind ``label``."""
 _LABEL = "label"
+
+SCREENED = "screened_out"
+"""Name of the metric: 1.0 where a label had a short look only, after which others were more suspicious."""
 
 
 class CannotJudgeError(Exception):

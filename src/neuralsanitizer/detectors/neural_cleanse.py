@@ -7,7 +7,8 @@ is raised while the attack succeeds and lowered while it fails. The norms' one-s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from statistics import median
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from neuralsanitizer.config import NeuralCleanseConfig, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.detectors.base import Context, Detector, Evidence, model_verdict
+from neuralsanitizer.detectors.base import GLANCE, SCREENED, Context, Detector, Evidence, model_verdict
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.functional import anomaly_indices, calibrated_threshold, stamp
 from neuralsanitizer.functional.precision import autocast, fast_dtype
@@ -66,57 +67,80 @@ class NeuralCleanse(Detector):
 
     def prepare(self, context: Context) -> tuple[None, tuple[ReferenceRecord, ...]]:
         """Nothing: Neural Cleanse needs no references."""
-        context.progress.start("reconstruct triggers", self.config.checks * context.suspect.labels)
+        context.progress.start("reconstruct triggers", self._checks(context.suspect.labels))
         return None, ()
+
+    def _checks(self, labels: int) -> int:
+        """Looks at the goal that a scan takes at most, over all labels."""
+        config, long = self.config, self.config.checks * self.config.restarts
+        if labels < config.many:
+            return long * labels
+        return config.short_checks * labels + long * min(labels, config.refined)
+
+    def _examine_all(self, context: Context, prepared: None, labels: Sequence[int]) -> list[Evidence]:
+        """A long search for every label; of many labels for those that need the smallest masks after a short one."""
+        config = self.config
+        if len(labels) < config.many:
+            return super()._examine_all(context, prepared, labels)
+        short = replace(config, checks=config.short_checks, restarts=1)
+        glances = self._kept_or_made(context, GLANCE, labels, lambda shard: _searched(context, shard, short))
+        smallest = sorted(glances, key=lambda e: (not e.metrics[_REACHED], e.trigger.size))[: config.refined]
+        refined = super()._examine_all(context, prepared, sorted(e.trigger.label for e in smallest))
+        looked = {e.trigger.label: e for e in refined}
+        context.progress.note(f"{len(looked)} of {len(labels)} labels had a long search")
+        return [looked.get(e.trigger.label) or replace(e, metrics={**e.metrics, SCREENED: 1.0}) for e in glances]
 
     def examine(self, context: Context, prepared: None, labels: Sequence[int]) -> list[Evidence]:  # noqa: ARG002
         """Find each label's smallest trigger."""
-        with context.timed("reconstruct"):
-            search = _Search(context, labels, self.config)
-            search.run()
-        with context.timed("test"):
-            return [self._measure(context, search, i) for i in range(len(labels))]
+        return _searched(context, labels, self.config)
 
     def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
-        """One-sided MAD over the labels that reached the goal."""
-        reached = [e for e in evidence if e.metrics["reached_goal"]]
-        indices = anomaly_indices([e.trigger.size for e in reached])
-        by_label = {e.trigger.label: index for e, index in zip(reached, indices, strict=True)}
-        calibrated = calibrated_threshold(max(1, len(reached)), self.config.false_alarm_rate)
-        threshold = self.config.threshold if self.config.classic else calibrated
+        """One-sided MAD over the labels that reached the goal, restart by restart."""
+        looked = [e for e in evidence if SCREENED not in e.metrics]
+        by_label: dict[int, list[float]] = {}
+        for number in range(self.config.restarts):
+            sizes = {e.trigger.label: size for e in looked if (size := e.metrics.get(_size_of(number))) is not None}
+            for label, index in zip(sizes, anomaly_indices(list(sizes.values())), strict=True):
+                by_label.setdefault(label, []).append(index)
+        # Many labels were compared to choose those that are left: the threshold is for all of them.
+        compared = len(evidence) if len(looked) < len(evidence) else len(by_label)
+        calibrated = calibrated_threshold(max(1, compared), self.config.false_alarm_rate)
         findings = [
-            self._finding(suspect, e, by_label.get(e.trigger.label), threshold, calibrated, len(reached))
-            for e in evidence
+            self._finding(suspect, e, by_label.get(e.trigger.label, []), calibrated, len(by_label)) for e in evidence
         ]
         return model_verdict(findings, _ASSUMPTIONS, "Neural Cleanse")
-
-    def _measure(self, context: Context, search: _Search, i: int) -> Evidence:
-        trigger = search.trigger(i)
-        (success,) = success_rates([context.suspect], trigger, context.held_out, self.config.test_images, context.seed)
-        reached = float(search.reached(i))
-        return Evidence(trigger, success, metrics={"reached_goal": reached, "checks": float(search.checks_taken(i))})
 
     def _finding(
         self,
         suspect: SuspectModel,
         evidence: Evidence,
-        index: float | None,
-        threshold: float,
+        indices: Sequence[float],
         calibrated: float,
         compared: int,
     ) -> LabelFinding:
         metrics = {**evidence.metrics, "threshold_classic": self.config.threshold, "threshold_calibrated": calibrated}
-        if index is None:
+        threshold = self.config.threshold if self.config.classic else calibrated
+        if SCREENED in metrics:
+            finding = Finding.CLEAN
+            found = f"a mask of {evidence.trigger.size:.0f} pixels" if evidence.metrics[_REACHED] else "no mask"
+            reason = f"short search: it found {found}, and {self.config.refined} other labels need less"
+        elif not indices:
             finding = Finding.CLEAN
             reason = f"no mask sends {self.config.goal:.0%} of images to this label: left out of the comparison"
         elif compared < _LEAST_COMPARED:
             finding = Finding.INCONCLUSIVE
             reason = f"only {compared} labels reached the goal: too few to compare with"
         else:
-            metrics["anomaly_index"] = min(max(index, -_LARGEST_INDEX), _LARGEST_INDEX)
+            index, lowest, highest = (_finite(f(indices)) for f in (median, min, max))
+            metrics["anomaly_index"] = index
             finding = Finding.INFECTED if index > threshold else Finding.CLEAN
             relation = "over" if index > threshold else "not over"
             reason = f"anomaly index {index:.1f}, {relation} the threshold of {threshold:.1f}"
+            if len(indices) > 1:
+                metrics |= {"anomaly_index_lowest": lowest, "anomaly_index_highest": highest}
+                reason += f" ({lowest:.1f} to {highest:.1f} over {len(indices)} searches)"
+                if lowest <= threshold < highest:
+                    finding = Finding.INCONCLUSIVE
         label = evidence.trigger.label
         return LabelFinding(
             label=label,
@@ -132,6 +156,45 @@ class NeuralCleanse(Detector):
 
 _LEAST_COMPARED = 3  # a median and a MAD of two values say nothing
 _LARGEST_INDEX = 1e6  # stands for infinity, which JSON cannot hold
+_REACHED = "reached_goal"
+
+
+def _finite(index: float) -> float:
+    return min(max(index, -_LARGEST_INDEX), _LARGEST_INDEX)
+
+
+def _size_of(number: int) -> str:
+    """Name of the metric: size of the smallest mask that a search, by number, held the goal with."""
+    return f"size_{number}"
+
+
+def _searched(context: Context, labels: Sequence[int], config: NeuralCleanseConfig) -> list[Evidence]:
+    """Evidence on some labels: the smallest trigger of all searches, and the size of each."""
+    best: dict[int, Trigger] = {}
+    known: dict[int, dict[str, float]] = {label: {_REACHED: 0.0, "checks": 0.0} for label in labels}
+    for number in range(config.restarts):
+        with context.timed("reconstruct"):
+            again = replace(context, seed=derive_seed(context.seed, "restart", number)) if number else context
+            search = _Search(again, labels, config)
+            search.run()
+        for i, label in enumerate(labels):
+            trigger, metrics, reached = search.trigger(i), known[label], search.reached(i)
+            metrics["checks"] += search.checks_taken(i)
+            if reached:
+                metrics[_size_of(number)] = trigger.size
+            if label not in best or reached > metrics[_REACHED] or (reached and trigger.size < best[label].size):
+                best[label] = trigger
+            metrics[_REACHED] = max(metrics[_REACHED], float(reached))
+    with context.timed("test"):
+        images, held_out = config.test_images, context.held_out
+        return [
+            Evidence(
+                best[label],
+                success_rates([context.suspect], best[label], held_out, images, context.seed)[0],
+                metrics=known[label],
+            )
+            for label in labels
+        ]
 
 
 class _Search:

@@ -13,7 +13,7 @@ import torch
 
 from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, ScreenConfig, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.detectors.base import GLANCE, CannotJudgeError, Context, Detector, Evidence
+from neuralsanitizer.detectors.base import GLANCE, SCREENED, CannotJudgeError, Context, Detector, Evidence
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes, stand_ins
 from neuralsanitizer.detectors.neural_sanitizer.families import Family, Found, families_for
@@ -23,7 +23,6 @@ from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_refe
 from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     CLEAN_SUCCESS,
     EXCESS,
-    SCREENED,
     decide,
     explained,
     is_candidate,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean, median
 
 from neuralsanitizer.config import NeuralSanitizerConfig, VerdictConfig
-from neuralsanitizer.detectors.base import Evidence, model_verdict
+from neuralsanitizer.detectors.base import SCREENED, Evidence, model_verdict
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, Trigger, Verdict
 
@@ -16,7 +16,6 @@ __all__ = [
     "CLEAN_SUCCESS",
     "CONTRAST",
     "EXCESS",
-    "SCREENED",
     "decide",
     "explained",
     "is_candidate",
@@ -34,9 +33,6 @@ EXCESS = "excess"
 
 CONTRAST = "contrast"
 """Name of the metric: share of the images' contrast that a change of colours keeps."""
-
-SCREENED = "screened_out"
-"""Name of the metric: 1.0 where a label had a short look only, after which others were more suspicious."""
 
 _PATCHES = "A trigger is a patch: it covers the same pixels of every image with the same pattern."
 _COLOURS = "A trigger is a patch, which covers the same pixels of every image with the same pattern, or a photo filter."
