@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 _VOID = {"meta", "img", "br", "hr", "link", "input", "source", "base"}
-_UNCLOSED = {"line", "circle", "path"}  # SVG shapes, written as <line ... />
+_UNCLOSED = {"line", "circle", "path", "polyline"}  # SVG shapes, written as <line ... />
 
 
 class Page(HTMLParser):

@@ -141,3 +141,35 @@ def test_verify_says_what_is_not_proven(repair, code, verdict, reason, repaired,
     outcome = run("verify", files.attacked, after, *options)
     assert outcome.code == code
     assert " ".join(outcome.stdout.split()).startswith(f"repaired model: {verdict} - {reason}")
+
+
+def test_auto_keeps_a_method_that_passes_and_tells_all_it_tried(files, scanned, tmp_path):
+    shutil.copytree(scanned[1], tmp_path / "run")
+    options = ("--run", "run", "--data", files.clean, "--output", "f.safetensors", "--format", "json")
+    outcome = run("repair", files.attacked, *options, "--method", "auto", "--max-accuracy-drop", "0.03")
+    assert outcome.code == 0
+    saved = RunFolder(tmp_path / "run").read()
+    tried = saved.repair.tried
+    assert [a.kept for a in tried].count(True) == 1
+    assert tried[-1].kept
+    assert tried[-1].method == saved.repair.method == outcome.json["method"]
+    assert [a.method for a in tried] == ["pruning", "unlearning", "unlearning-longer"][: len(tried)]
+    assert saved.verification.finding.value == "clean"
+    assert saved.verification.repaired_sha256 == saved.repair.repaired_sha256
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert all(attempt.method in page for attempt in tried)
+
+
+def test_auto_that_may_not_lose_anything_says_so(files, scanned, tmp_path):
+    """No method gains ten points of accuracy: none passes, the best is written, and the exit code is 1."""
+    shutil.copytree(scanned[1], tmp_path / "run")
+    options = ("--run", "run", "--data", files.clean, "--output", "f.safetensors", "--format", "json")
+    outcome = run("repair", files.attacked, *options, "--method", "auto", "--max-accuracy-drop", "-0.1")
+    assert outcome.code in {1, 2}
+
+
+def test_methods_have_names(files, scanned):
+    options = ("--run", scanned[1], "--data", files.clean, "--output", "f.safetensors")
+    outcome = run("repair", files.attacked, *options, "--method", "prayer")
+    assert outcome.code == 2
+    assert "pruning" in outcome.stderr

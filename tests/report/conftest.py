@@ -1,12 +1,18 @@
 """Runs to report on: a real scan and repair, and others made from their records."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from neuralsanitizer.config import PruneConfig, RepairConfig
+from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
+from neuralsanitizer.mitigation.prune import Prune
+from neuralsanitizer.pipeline import guard, repair, scan
 from neuralsanitizer.records import Finding, RepairedTrigger, Trigger, Verification
 from neuralsanitizer.storage import RunFolder
+from quick import QUICK_CLEANSE
 
 
 @pytest.fixture(scope="package")
@@ -54,6 +60,24 @@ def verified(repaired, clean_run):
         timings={"total": 3.0},
     )
     return replace(repaired, verification=proof)
+
+
+@pytest.fixture(scope="package")
+def guarded(attacked, clean, quick_folder, tmp_path_factory):
+    """The scan, pruned neurons, and a filter."""
+    folder = tmp_path_factory.mktemp("guarded") / "run"
+    shutil.copytree(quick_folder, folder)
+    repair(attacked.model, folder, clean, method=Prune(PruneConfig(step=0.1)), config=RepairConfig(rounds=1))
+    guard(attacked.model, folder, clean)
+    return RunFolder(folder).read()
+
+
+@pytest.fixture(scope="package")
+def cleansed(attacked, clean, tmp_path_factory):
+    """A scan by Neural Cleanse."""
+    folder = tmp_path_factory.mktemp("cleansed") / "run"
+    scan(attacked.model, clean, method=NeuralCleanse(QUICK_CLEANSE), output=folder)
+    return RunFolder(folder).read()
 
 
 def with_verdict(saved, **changes):

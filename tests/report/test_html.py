@@ -18,7 +18,7 @@ from neuralsanitizer.storage import RunFolder
 from pages import Page
 from quick import TARGET
 
-RUNS = ["infected", "repaired", "verified", "clean_run", "open_run"]
+RUNS = ["infected", "repaired", "verified", "clean_run", "open_run", "guarded", "cleansed"]
 
 
 @pytest.fixture(params=RUNS)
@@ -191,3 +191,22 @@ def test_images_of_any_channels_and_size_can_be_shown(infected):
         saved = replace(infected, run=run, triggers={TARGET: trigger}, examples=examples)
         pictures = [decoded(p) for p in Page(render_html(saved)).all("img")]
         assert all(max(picture.shape[:2]) == min(max(shape[1:]), 256) for picture in pictures)
+
+
+def test_both_thresholds_of_neural_cleanse_are_drawn(cleansed):
+    page = render_html(cleansed)
+    metrics = cleansed.run.verdict.labels[TARGET].metrics
+    assert "classic threshold 2.0" in page
+    assert f"calibrated threshold {metrics['threshold_calibrated']:.1f}" in page
+    assert f"{TARGET}: {metrics['anomaly_index']:.1f}" in page
+
+
+def test_scans_without_an_index_draw_none(infected):
+    assert "anomaly ind" not in render_html(infected).lower()
+
+
+def test_what_pruning_did_and_what_the_filter_passes_are_drawn(guarded):
+    page = render_html(guarded)
+    assert "What pruning did" in page
+    assert "What the filter lets pass" in page
+    assert f"label {TARGET}" in page

@@ -18,7 +18,7 @@ from neuralsanitizer.report.speech import spectrogram, upright
 from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import to_picture
 
-__all__ = ["Figure", "TriggerPictures", "picture_uri", "ranking_svg", "trigger_pictures"]
+__all__ = ["Figure", "TriggerPictures", "index_svg", "picture_uri", "ranking_svg", "trigger_pictures"]
 
 _ROWS = 40  # labels that the ranking shows one a row: the smallest masks, and all that are not clean
 _LARGEST = 32  # pictures of smaller edges are stored as they are; larger ones are scaled down to 8 times this
@@ -177,6 +177,64 @@ def ranking_svg(labels: Sequence[LabelFinding], pixels: int) -> str:
     return "".join(parts)
 
 
+def index_svg(labels: Sequence[LabelFinding]) -> str:
+    """All labels' anomaly indices on one line, and both thresholds; empty if the detector has none.
+
+    Args:
+        labels: Findings.
+
+    Returns:
+        An ``<svg>`` element, or nothing.
+    """
+    shown = [f for f in labels if "anomaly_index" in f.metrics]
+    if not shown:
+        return ""
+    thresholds = {name: shown[0].metrics[f"threshold_{name}"] for name in ("classic", "calibrated")}
+    width, height, left, top, bottom = 660, 200, 24, 44, 150
+    low = min(0.0, *(f.metrics["anomaly_index"] for f in shown))
+    high = max(1.25 * max(thresholds.values()), *(f.metrics["anomaly_index"] for f in shown))
+    low, high = max(low, -high), min(high, _FARTHEST * max(thresholds.values()))
+    scale = (width - 2 * left) / (high - low)
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" xmlns="http://www.w3.org/2000/svg" class="plot">',
+        "<title>Anomaly index of every label, and the two thresholds</title>",
+        f'<line class="stem" x1="{left}" x2="{width - left}" y1="{bottom}" y2="{bottom}"/>',
+    ]
+    for (name, value), y in zip(thresholds.items(), (18, 36), strict=True):
+        x = left + scale * (value - low)
+        said = f"{name} threshold {value:.1f}"
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{y}" text-anchor="middle">{said}</text>')
+    for number, f in enumerate(sorted(shown, key=lambda f: f.label)):
+        index = f.metrics["anomaly_index"]
+        x = left + scale * (min(max(index, low), high) - low)
+        y = top + 16 + 11 * (number % _STAGGERED)
+        parts.append(_dot(f.finding, x, y))
+        if f.finding is not Finding.CLEAN and len(shown) <= _ROWS:
+            named = f'x="{x - 12:.1f}" y="{y + 4:.1f}" text-anchor="end"'
+            parts.append(f'<text class="name {f.finding.value}" {named}>{escape(_row_name(f))}: {index:.1f}</text>')
+    for value in (low, 0.0, high):
+        x = left + scale * (value - low)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{value:.3g}</text>')
+    note = "anomaly index: how many robust deviations the mask is smaller than the median label's"
+    parts.append(f'<text class="tick" x="{left}" y="{height - 10}">{note}</text></svg>')
+    return "".join(parts)
+
+
+_FARTHEST = 6  # times the threshold: an index beyond is drawn at the edge, and its number says where it is
+_STAGGERED = 8  # heights that dots take in turn, so that few cover another
+
+
+def _dot(finding: Finding, x: float, y: float) -> str:
+    """A finding's mark, told by shape and colour."""
+    kind = finding.value
+    return {
+        Finding.INFECTED: f'<path class="{kind}" d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7-7z"/>',
+        Finding.CLEAN: f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
+        Finding.INCONCLUSIVE: f'<path class="{kind}" d="M{x:.1f} {y - 7:.1f}l7 12h-14z"/>',
+    }[finding]
+
+
 def _first(finding: LabelFinding) -> tuple[bool, float]:
     return finding.finding is Finding.CLEAN, finding.mask_size
 
@@ -184,16 +242,11 @@ def _first(finding: LabelFinding) -> tuple[bool, float]:
 def _row(f: LabelFinding, y: float, left: float, scale: float, pixels: int) -> list[str]:
     x = left + scale * f.mask_size
     kind = f.finding.value
-    shape = {
-        Finding.INFECTED: f'<path class="{kind}" d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7-7z"/>',
-        Finding.CLEAN: f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
-        Finding.INCONCLUSIVE: f'<path class="{kind}" d="M{x:.1f} {y - 7:.1f}l7 12h-14z"/>',
-    }[f.finding]
     said = f"{f.mask_size:.0f} px ({f.mask_size / pixels:.0%}), {f.attack_success:.0%}"
     word = "" if f.finding is Finding.CLEAN else f" {kind}"
     return [
         f'<line class="stem" x1="{left}" x2="{x:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
-        shape,
+        _dot(f.finding, x, y),
         f'<text class="name {kind}" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(_row_name(f))}</text>',
         f'<text class="said" x="{x + 12:.1f}" y="{y + 4:.1f}">{said}{word}</text>',
     ]

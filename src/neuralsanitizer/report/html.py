@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from neuralsanitizer.records import Finding, LabelFinding, to_json
 from neuralsanitizer.report.curves import pruning_svg, roc_svg
-from neuralsanitizer.report.figures import TriggerPictures, ranking_svg, trigger_pictures
+from neuralsanitizer.report.figures import TriggerPictures, index_svg, ranking_svg, trigger_pictures
 from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import SavedRun
 
@@ -53,6 +53,7 @@ def render_html(saved: SavedRun) -> str:
             more=max(0, len(marked) - _CARDS),
             # The SVG is built from numbers and names that it escapes itself.
             ranking=Markup(ranking_svg(labels, pixels)) if labels else "",  # noqa: S704
+            indices=Markup(index_svg(labels)),  # noqa: S704 - likewise
             table=labels
             if len(labels) <= _LONGEST_TABLE
             else sorted(labels, key=lambda f: f.mask_size)[:_LONGEST_TABLE],
