@@ -1,4 +1,4 @@
-"""Write the tables of ../benchmarks.md anew, from the scores in this folder: ``python docs/benchmarks/render.py``.
+"""Write the tables of ../benchmarks.md anew, from the scores and remedies in this folder: ``python docs/benchmarks/render.py``.
 
 With ``--check`` nothing is written, and the exit code is 1 if the page is out of date.
 """
@@ -6,6 +6,8 @@ With ``--check`` nothing is written, and the exit code is 1 if the page is out o
 import sys
 from pathlib import Path
 
+from neuralsanitizer.benchmark.remedies import read_remedies
+from neuralsanitizer.benchmark.remedy_tables import remedy_sections
 from neuralsanitizer.benchmark.run import read_scores
 from neuralsanitizer.benchmark.tables import sections
 
@@ -16,7 +18,7 @@ PAGE = FOLDER.with_suffix(".md")
 def rendered(page: str) -> str:
     """The page with every table between its two marks replaced."""
     scores = [score for score in read_scores(FOLDER) if score.split in {"reported", "attacks"}]
-    for name, table in sections(scores).items():
+    for name, table in {**sections(scores), **remedy_sections(read_remedies(FOLDER))}.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(start)
         _, _, after = rest.partition(end)

@@ -9,18 +9,22 @@
 """
 
 from neuralsanitizer.data import CleanSet, load_clean_set
-from neuralsanitizer.errors import NeuralSanitizerError
+from neuralsanitizer.errors import NeuralSanitizerError, RefusedInputError
+from neuralsanitizer.mitigation.filtering import GuardedModel, InputFilter, load_filter
 from neuralsanitizer.models import Preprocessing, SuspectModel, load_model, save_state_dict
-from neuralsanitizer.pipeline import RepairResult, repair, scan, verify
+from neuralsanitizer.pipeline import RepairResult, guard, repair, scan, verify
 from neuralsanitizer.records import Finding, LabelFinding, Run, Trigger, Verdict
 from neuralsanitizer.storage import RunFolder, SavedRun
 
 __all__ = [
     "CleanSet",
     "Finding",
+    "GuardedModel",
+    "InputFilter",
     "LabelFinding",
     "NeuralSanitizerError",
     "Preprocessing",
+    "RefusedInputError",
     "RepairResult",
     "Run",
     "RunFolder",
@@ -28,7 +32,9 @@ __all__ = [
     "SuspectModel",
     "Trigger",
     "Verdict",
+    "guard",
     "load_clean_set",
+    "load_filter",
     "load_model",
     "repair",
     "save_state_dict",
