@@ -1,4 +1,4 @@
-"""Write the tables of ../benchmarks.md anew, from the scores and remedies in this folder: ``python docs/benchmarks/render.py``.
+"""Write the tables of ../benchmarks.md anew, from what this folder holds: ``python docs/benchmarks/render.py``.
 
 With ``--check`` nothing is written, and the exit code is 1 if the page is out of date.
 """

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from neuralsanitizer.attacks.badnets import badnets
 from neuralsanitizer.attacks.base import measure_attack_success
 from neuralsanitizer.attacks.filters import FilterSpec, filtered
 from neuralsanitizer.config import (
@@ -19,8 +20,8 @@ from neuralsanitizer.detectors.base import Evidence
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.detectors.neural_sanitizer.colours import reconstruct_colours
-from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, EXCESS, decide, explained
-from neuralsanitizer.functional import recolour, stamped_with
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, CONTRAST, EXCESS, decide, explained
+from neuralsanitizer.functional import kept_contrast, recolour, stamped_with
 from neuralsanitizer.mitigation.unlearn import Unlearn
 from neuralsanitizer.pipeline import scan
 from neuralsanitizer.records import Finding, Trigger, colour_chart, recoloured
@@ -44,6 +45,13 @@ def toned(parts):
     """A model whose trigger is a tone."""
     config = AttackConfig("mnist-cnn-small", 10, epochs=20, seed=0, poisoning_rate=0.2)
     return filtered(parts[0], parts[2], FilterSpec(TARGET, "sepia"), config)
+
+
+@pytest.fixture(scope="module")
+def honest_in_colours(parts):
+    """The same network without a backdoor."""
+    config = AttackConfig("mnist-cnn-small", 10, epochs=5, seed=0)
+    return badnets(parts[0], parts[2], [], config).model
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +99,36 @@ def test_a_planted_tone_is_reconstructed(toned, parts, offset):
     if not offset:
         assert (found.colours[:, :3].sum(axis=1) <= 1 + 1e-5).all()
         assert (found.colours[:, 3] == 0).all()
+
+
+def test_the_search_keeps_what_is_to_be_seen(honest_in_colours, parts):
+    """A clean network is most easily sent elsewhere by pictures without contrast."""
+    kept = []
+    for least in (0.0, 0.6):
+        config = replace(COLOURS, learning_rate=0.1, least_contrast=least)
+        found = reconstruct_colours(
+            honest_in_colours, [], parts[1], list(range(10)), config=config, constraint=CONFIG.reconstruct, seed=0
+        )
+        images = parts[2].images[:100]
+        kept.append([float(kept_contrast(images, stamped_with(one, images))) for one in found])
+    free, bound = kept
+    assert min(free) < 0.4
+    assert min(bound) > 0.5
+
+
+def test_a_change_that_leaves_pictures_flat_is_no_trigger(toned):
+    colours = Trigger.of_colours(TARGET, SEPIA, (28, 28))
+    for contrast, finding in ((0.2, Finding.CLEAN), (0.8, Finding.INFECTED)):
+        metrics = {EXCESS: 0.9, CLEAN_SUCCESS: 0.05, CONTRAST: contrast}
+        (label,) = decide(toned.model, [Evidence(colours, 0.95, (0.0,), metrics)], NeuralSanitizerConfig()).labels
+        assert label.finding is finding
+    assert (
+        "20% of the contrast"
+        in decide(toned.model, [Evidence(colours, 0.95, (0.0,), {**metrics, CONTRAST: 0.2})], NeuralSanitizerConfig())
+        .labels[0]
+        .reason
+    )
+    assert decide(toned.model, [Evidence(colours, 0.95, (0.0,), {CONTRAST: 0.2})], PAPER).infected_labels == (TARGET,)
 
 
 def test_one_scan_says_which_family_explains_the_model(folder):
