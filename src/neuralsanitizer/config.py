@@ -155,9 +155,6 @@ class ReferenceConfig:
     from scratch, the true label."""
     largest_shift: float = 0.08
     """Images are shifted by up to this share of the edge, to distil on and to train on from scratch (measured)."""
-    evened_out: bool = True
-    """References from scratch are shown a label that has less than half of its even share of the clean images as often
-    as the others. Otherwise they know it less well than the suspect does, and are harder to send to it."""
     attempts: int = 2
     """How often a reference that came out unusable is made, each time from other weights."""
     least_agreement: float = 0.7
