@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuralsanitizer.data.sampling import LabelSampler, derive_seed, evened_out, mixed_images
+from neuralsanitizer.data.sampling import LabelSampler, derive_seed, mixed_images
 from neuralsanitizer.errors import DataError
 
 
@@ -70,14 +70,3 @@ def test_without_mixing_and_shift_only_the_brightness_changes():
     ratio = mixed / images
     assert torch.equal(truth, torch.eye(6))
     assert torch.allclose(ratio, ratio[:, :, :1, :1].expand_as(ratio), atol=1e-3)
-
-
-@given(st.lists(st.integers(0, 8), min_size=1, max_size=80))
-def test_rare_labels_are_shown_as_often_as_their_even_share_and_others_as_they_are(labels):
-    labels = torch.tensor(labels)
-    shown = evened_out(labels)
-    assert shown[: len(labels)].tolist() == list(range(len(labels)))
-    share = len(labels) // len(labels.unique())
-    for label in labels.unique().tolist():
-        before, after = int((labels == label).sum()), int((labels[shown] == label).sum())
-        assert after == (share if 2 * before < share else before)

@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from neuralsanitizer.errors import DataError
 
-__all__ = ["LabelSampler", "derive_seed", "evened_out", "mixed_images"]
+__all__ = ["LabelSampler", "derive_seed", "mixed_images"]
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
@@ -61,27 +61,6 @@ class LabelSampler:
         drawn = others[shuffled.flatten(1)[:, :images]]  # (rows, images): each label before any label again
         within = (torch.rand(rows, images, generator=generator) * self._sizes[drawn]).long()
         return self._order[self._starts[drawn] + within]
-
-
-def evened_out(labels: Tensor) -> Tensor:
-    """Indices of images with those of rare labels repeated: a label with less than half its even share gets all of it.
-
-    Args:
-        labels: int64 (N,).
-
-    Returns:
-        int64 (M,), M at least N: every index once, in order, and then the repeated ones.
-
-    >>> evened_out(torch.tensor([0, 0, 0, 0, 0, 1]))
-    tensor([0, 1, 2, 3, 4, 5, 5, 5])
-    """
-    sizes = torch.bincount(labels)
-    share = len(labels) // max(1, int((sizes > 0).sum()))
-    repeated = [torch.arange(len(labels))]
-    for label in ((sizes > 0) & (2 * sizes < share)).nonzero().flatten().tolist():
-        own = (labels == label).nonzero().flatten()
-        repeated.append(own.repeat(-(-share // len(own)))[: share - len(own)])
-    return torch.cat(repeated)
 
 
 def mixed_images(

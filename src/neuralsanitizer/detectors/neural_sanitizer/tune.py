@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from neuralsanitizer.config import ReferenceConfig, ReferencePlan
 from neuralsanitizer.data.clean_set import CleanSet
-from neuralsanitizer.data.sampling import derive_seed, evened_out, mixed_images
+from neuralsanitizer.data.sampling import derive_seed, mixed_images
 from neuralsanitizer.execution.store import Part, Store
 from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform
 from neuralsanitizer.functional.precision import autocast, fast_dtype
@@ -183,13 +183,7 @@ def _everything_that_matters(job: _Job) -> str:
     student, config, digest = job.student, job.config, hashlib.sha256()
     with torch.no_grad():
         says = student(job.clean.images[:_IMAGES_TO_TELL_CODE].to(student.device))
-    schedule = (
-        config.batch,
-        config.evened_out,
-        config.fresh_cycles,
-        config.fresh_learning_rate,
-        config.enough_agreement,
-    )
+    schedule = (config.batch, config.fresh_cycles, config.fresh_learning_rate, config.enough_agreement)
     facts = (student.module, student.preprocessing, student.output, schedule, config.largest_shift)
     machine = (torch.__version__, student.device.type, fast_dtype(student.device))
     digest.update(repr((facts, machine)).encode())
@@ -240,8 +234,7 @@ def _fit_cycles(
     student, config, generator = job.student, job.config, job.generator
     images, labels = job.clean.images.to(student.device), job.clean.labels.to(student.device)
     one_hot = torch.eye(student.labels, device=student.device)
-    shown = evened_out(job.clean.labels) if job.plan.kind == "scratch" and config.evened_out else slice(None)
-    batches = shuffled_batches(images[shown], labels[shown], config.batch, generator)
+    batches = shuffled_batches(images, labels, config.batch, generator)
 
     def sample() -> tuple[Tensor, Tensor]:
         chosen, true_labels = batches()
