@@ -153,7 +153,7 @@ def test_auto_keeps_a_method_that_passes_and_tells_all_it_tried(files, scanned, 
     assert [a.kept for a in tried].count(True) == 1
     assert tried[-1].kept
     assert tried[-1].method == saved.repair.method == outcome.json["method"]
-    assert [a.method for a in tried] == ["pruning", "unlearning", "unlearning-longer"][: len(tried)]
+    assert [a.method for a in tried] == ["unlearning", "unlearning-longer", "pruning"][: len(tried)]
     assert saved.verification.finding.value == "clean"
     assert saved.verification.repaired_sha256 == saved.repair.repaired_sha256
     page = (tmp_path / "run" / "report.html").read_text()

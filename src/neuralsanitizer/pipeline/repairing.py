@@ -43,8 +43,10 @@ _MITIGATIONS: dict[str, Callable[[Run], Mitigation]] = {
     "fine-tuning": _unlearning("fine-tuning"),
     "pruning": lambda _: Prune(),
 }
-_AUTO = ("pruning", "unlearning", "unlearning-longer")
-"""What ``auto`` tries, in order of cost."""
+_AUTO = ("unlearning", "unlearning-longer", "pruning")
+"""What ``auto`` tries, in order of cost: of accuracy first, then of time. Pruning is the quickest, but costs the most
+accuracy, and planted triggers survive it in some images (``bench remedies --split attacks --only
+small-trojan-square-201``: 5.4 %, unlearning 0.2 %)."""
 
 REPAIRS = (*_MITIGATIONS, "auto")
 """Names of all methods of repair."""
