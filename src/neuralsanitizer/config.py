@@ -345,8 +345,8 @@ class VerdictConfig:
     """Up to this excess a label is clean; up to ``infected_excess`` it is inconclusive (measured likewise)."""
     infected_excess_of_colours: float = 0.5
     """The same as ``infected_excess`` of a change of colours. Measured (``bench run --split development --only
-    'dev-signs-filter-*' --only dev-gtsrb-clean-27``): the planted filters have 0.65, 0.92 and 0.96; none of the 76 other
-    labels comes so far as to be compared, their changes of colours work on references too."""
+    'dev-signs-filter-*' --only dev-gtsrb-clean-27``): the planted filters have 0.65, 0.92 and 0.96; of 76 other
+    labels none comes so far as to be compared: their changes of colours work on references too."""
     clean_excess_of_colours: float = 0.3
     """Likewise."""
 
