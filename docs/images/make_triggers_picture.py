@@ -1,14 +1,17 @@
-"""Draw what went wrong in a benchmark: one label of each model that the default preset did not judge rightly.
+"""Draw what scans of a benchmark reconstructed beside what was planted: of named cases, or of what went wrong.
 
-From top to bottom: an image with a planted trigger, the mask that the scan reconstructed for the label, and the image
-stamped with what was reconstructed. Everything is read from the benchmark's folder; no model is loaded::
+Without names, one label of each model that the default preset did not judge rightly. From top to bottom: an image
+with a planted trigger, the mask that the scan reconstructed for the label, and the image stamped with what was
+reconstructed. Everything is read from the benchmark's folder; no model is loaded::
 
-    .venv/bin/python docs/images/make_failures_picture.py bench docs/images/failures.png
+    .venv/bin/python docs/images/make_triggers_picture.py bench docs/images/failures.png
+    .venv/bin/python docs/images/make_triggers_picture.py bench docs/images/originals.png small-4x4 mnist-picture
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +24,23 @@ from neuralsanitizer.benchmark.score import Score
 
 DETECTOR = ("neural-sanitizer", "default", 0)
 GAP, HEAD = 44, 96
+ROW = 8
 
 
-def main(bench: Path, output: Path) -> None:
-    """Read the scores and the runs of those that are wrong, and write the picture."""
-    wrong = [s for s in read_scores(bench) if (s.method, s.preset, s.seed) == DETECTOR and not s.right and s.sizes]
-    columns = [column(bench, score, *what_went_wrong(score)) for score in wrong]
-    width = max(c.width for c in columns)
-    page = Image.new(
-        "RGB", (2 * MARGIN + len(columns) * (width + GAP) - GAP, 2 * MARGIN + max(c.height for c in columns)), PAPER
-    )
+def main(bench: Path, output: Path, cases: Sequence[str]) -> None:
+    """Read the scores and the runs that are wanted, and write the picture."""
+    scores = [s for s in read_scores(bench) if (s.method, s.preset, s.seed) == DETECTOR and s.sizes]
+    if cases:
+        by_name = {s.case: s for s in scores}
+        columns = [column(bench, by_name[name], by_name[name].planted[0], "found") for name in cases]
+    else:
+        columns = [column(bench, score, *what_went_wrong(score)) for score in scores if not score.right]
+    width, height = max(c.width for c in columns) + GAP, max(c.height for c in columns) + GAP
+    rows = -(-len(columns) // ROW)
+    size = (2 * MARGIN + min(len(columns), ROW) * width - GAP, 2 * MARGIN + rows * height - GAP)
+    page = Image.new("RGB", size, PAPER)
     for i, one in enumerate(columns):
-        page.paste(one, (MARGIN + i * (width + GAP), MARGIN))
+        page.paste(one, (MARGIN + i % ROW * width, MARGIN + i // ROW * height))
     page.quantize(64, dither=Image.Dither.NONE).save(output, optimize=True)
 
 
@@ -70,4 +78,4 @@ def column(bench: Path, score: Score, label: int, what: str) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
