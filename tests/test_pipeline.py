@@ -175,3 +175,9 @@ def test_same_seed_same_numbers(attacked, clean):
     first, second = (scan(attacked.model, clean, method=NeuralSanitizer(short), seed=5, labels=[2]) for _ in range(2))
     assert first.run.verdict == second.run.verdict
     np.testing.assert_array_equal(first.triggers[2].mask, second.triggers[2].mask)
+
+
+def test_presets_belong_to_methods():
+    assert build_detector("neural-cleanse", "stable").settings["restarts"] == 3
+    with pytest.raises(UsageError, match="of neural-sanitizer: choose one of default, paper"):
+        build_detector("neural-sanitizer", "stable")

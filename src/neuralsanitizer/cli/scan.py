@@ -34,7 +34,10 @@ def scan_command(
     label_names: o.NamesOption = None,
     mfcc: o.MfccOption = None,
     method: Annotated[str, typer.Option("--method", help="neural-sanitizer or neural-cleanse.")] = "neural-sanitizer",
-    preset: Annotated[str, typer.Option("--preset", help="default, or paper: as published.")] = "default",
+    preset: Annotated[
+        str,
+        typer.Option("--preset", help="default; paper: as published; of neural-cleanse also stable: three searches."),
+    ] = "default",
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
     limit: o.LimitOption = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def build_detector(method: str, preset: str = "default", cache: Cache = None) ->
 
     Args:
         method: One of :data:`METHODS`.
-        preset: ``default`` or ``paper``.
+        preset: ``default`` or ``paper``; of ``neural-cleanse`` also ``stable``.
         cache: Folder for references that do not depend on the model: scans of models that share architecture, clean
             set and seed share them. Neural Cleanse has none.
 
@@ -47,8 +47,9 @@ def build_detector(method: str, preset: str = "default", cache: Cache = None) ->
     """
     if method not in METHODS:
         raise UsageError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    if preset not in PRESETS:
-        raise UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    presets: Collection[str] = NEURAL_CLEANSE_PRESETS if method == "neural-cleanse" else PRESETS
+    if preset not in presets:
+        raise UsageError(f"unknown preset {preset!r} of {method}: choose one of {', '.join(presets)}")
     return (
         NeuralCleanse(NEURAL_CLEANSE_PRESETS[preset])
         if method == "neural-cleanse"
@@ -99,7 +100,7 @@ def scan(
         model: The model.
         clean: Clean images with labels, of the task that the model was trained for.
         method: One of :data:`METHODS`, or a detector of your own making.
-        preset: ``default`` or ``paper``; ignored where ``method`` is a detector.
+        preset: As for :func:`build_detector`; ignored where ``method`` is a detector.
         seed: Same seed, same machine, same verdict.
         labels: Examine only these; all by default.
         output: Folder to write the run to; nothing is written without.
