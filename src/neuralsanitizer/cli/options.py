@@ -73,6 +73,15 @@ CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder of references that scans of like models share.", file_okay=False),
 ]
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", help="Where shards of labels are worked on: local, processes, or ray (extra).")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Of processes and ray: shards at once (default: one a core).")
+]
+RayAddressOption = Annotated[
+    str | None, typer.Option("--ray-address", help="A running cluster's, host:port or auto (default: start one here).")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Same seed, same machine, same verdict.")

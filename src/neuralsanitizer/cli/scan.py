@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from neuralsanitizer import report
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import exit_code_of, guarded, print_json, progress_bar, stderr, stdout
 from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.executors import executor_named
 from neuralsanitizer.pipeline import scan
 from neuralsanitizer.records import Finding
 from neuralsanitizer.storage import SavedRun, write_atomically
@@ -46,6 +48,9 @@ def scan_command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted scan of --output.")] = False,
     cache: o.CacheOption = None,
+    executor: o.ExecutorOption = "local",
+    workers: o.WorkersOption = None,
+    ray_address: o.RayAddressOption = None,
     format_: o.FormatOption = o.Format.TABLE,
     fail_on: Annotated[
         o.FailOn, typer.Option("--fail-on", help="Exit with 1 from this finding on.")
@@ -80,7 +85,7 @@ def scan_command(
     for note in clean.notes:
         stderr().print(f"note: {note}", markup=False, highlight=False)
     folder = output or _default_folder(model)
-    with progress_bar() as progress:
+    with closing(executor_named(executor, workers=workers, address=ray_address)) as where, progress_bar() as progress:
         saved = scan(
             suspect,
             clean,
@@ -90,6 +95,7 @@ def scan_command(
             output=folder,
             resume=resume,
             cache=cache,
+            executor=where,
             progress=progress,
         )
     page = write_page(saved, folder / "report.html")

@@ -7,20 +7,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from neuralsanitizer.config import SelfCheckConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.errors import DataError, UsageError
+from neuralsanitizer.execution.executors import Executor, LocalExecutor, Lost
 from neuralsanitizer.execution.progress import NoProgress, Progress
 from neuralsanitizer.execution.store import MemoryStore, Part, Store
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, SelfCheck, Trigger, Verdict
 
-__all__ = ["GLANCE", "SCREENED", "CannotJudgeError", "Context", "Detector", "Evidence", "Scan"]
+__all__ = [
+    "GLANCE",
+    "LOST",
+    "SCREENED",
+    "CannotJudgeError",
+    "Context",
+    "Detector",
+    "Evidence",
+    "Make",
+    "Scan",
+    "worked_on",
+]
 
 GLANCE = "glance"
 """Kind of the parts that a short look leaves; those of a long one are of the kind ``label``."""
@@ -28,6 +42,15 @@ _LABEL = "label"
 
 SCREENED = "screened_out"
 """Name of the metric: 1.0 where a label had a short look only, after which others were more suspicious."""
+
+
+LOST = "lost"
+"""Name of the metric: 1.0 where the workers that examined a label died."""
+
+S = TypeVar("S")
+R = TypeVar("R")
+Make = Callable[["Context", Sequence[int]], "list[Evidence]"]
+"""Takes a context and labels, gives the evidence on them. It goes to other processes: no closure."""
 
 
 class CannotJudgeError(Exception):
@@ -99,7 +122,8 @@ class Context:
         seed: The scan's seed.
         progress: Where to say how far it is.
         store: Where finished parts are kept.
-        clock: Seconds by stage.
+        clock: Seconds by stage, summed over workers.
+        executor: Where shards are worked on.
     """
 
     suspect: SuspectModel
@@ -109,6 +133,7 @@ class Context:
     progress: Progress
     store: Store
     clock: dict[str, float]
+    executor: Executor = field(default_factory=LocalExecutor)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -118,6 +143,10 @@ class Context:
             yield
         finally:
             self.clock[stage] = self.clock.get(stage, 0.0) + time.perf_counter() - started
+
+    def elsewhere(self) -> Context:
+        """The same for a worker in another process: it keeps and tells nothing by itself."""
+        return replace(self, progress=NoProgress(), store=MemoryStore(), clock={}, executor=LocalExecutor())
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +220,7 @@ class Detector(ABC):
         labels: Sequence[int] | None = None,
         progress: Progress | None = None,
         store: Store | None = None,
+        executor: Executor | None = None,
     ) -> Scan:
         """Examine a model.
 
@@ -201,6 +231,7 @@ class Detector(ABC):
             labels: Examine only these; all by default.
             progress: Where to say how far it is.
             store: Where finished labels are kept, and found again.
+            executor: Where shards of labels are worked on; by default here.
 
         Raises:
             DataError: The clean set has another shape than the model's input, or labels that the model does not have.
@@ -218,6 +249,7 @@ class Detector(ABC):
         held_out, work = clean.split([self.self_check_config.held_out_share], derive_seed(seed, "held-out"))
         progress = progress or NoProgress()
         context = Context(suspect, work, held_out, seed, progress, store or MemoryStore(), clock)
+        context = replace(context, executor=executor or context.executor)
         try:
             prepared, references = self.prepare(context)
         except CannotJudgeError as error:
@@ -236,16 +268,23 @@ class Detector(ABC):
             evidence: What was measured of each label.
             clean: The whole clean set.
         """
-        return self._with_thin_evidence(self.judge(suspect, evidence), clean)
+        lost = [e for e in evidence if LOST in e.metrics]
+        if not lost:
+            return self._with_thin_evidence(self.judge(suspect, evidence), clean)
+        judged = [e for e in evidence if LOST not in e.metrics]
+        verdict = self._with_thin_evidence(self.judge(suspect, judged), clean)
+        findings = sorted((*verdict.labels, *(_unknown(e, suspect) for e in lost)), key=lambda f: f.label)
+        return model_verdict(findings, verdict.assumptions, self.name)
 
     def _examine_all(self, context: Context, prepared: Any, labels: Sequence[int]) -> list[Evidence]:  # noqa: ANN401
         """Evidence on all labels, in their order."""
-        return self._kept_or_made(context, _LABEL, labels, lambda shard: self.examine(context, prepared, shard))
+        return self._kept_or_made(context, _LABEL, labels, partial(_examined, detector=self, prepared=prepared))
 
-    def _kept_or_made(
-        self, context: Context, kind: str, labels: Sequence[int], make: Callable[[Sequence[int]], list[Evidence]]
-    ) -> list[Evidence]:
-        """Evidence on labels, shard by shard; what the store has of them under ``kind`` is not made again."""
+    def _kept_or_made(self, context: Context, kind: str, labels: Sequence[int], make: Make) -> list[Evidence]:
+        """Evidence on labels, shard by shard; what the store has of them under ``kind`` is not made again.
+
+        Labels whose shard is lost are kept nowhere: they are examined when the scan goes on.
+        """
         found: dict[int, Evidence] = {}
         for label in labels:
             part = context.store.get(f"{kind}-{label}")
@@ -255,10 +294,12 @@ class Detector(ABC):
         if missing and found:
             context.progress.note(f"{len(found)} of {len(labels)} labels were examined before the interruption")
         size = self.shard_size()
-        for shard in (missing[i : i + size] for i in range(0, len(missing), size)):
-            for evidence in make(shard):
+        shards = [missing[i : i + size] for i in range(0, len(missing), size)]
+        for shard, made in worked_on(context, make, shards, f"examine {len(missing)} labels"):
+            for evidence in _lost(shard, context.suspect) if isinstance(made, Lost) else made:
                 found[evidence.trigger.label] = evidence
-                context.store.put(f"{kind}-{evidence.trigger.label}", evidence.to_part())
+                if not isinstance(made, Lost):
+                    context.store.put(f"{kind}-{evidence.trigger.label}", evidence.to_part())
         return [found[label] for label in labels]
 
     def _with_thin_evidence(self, verdict: Verdict, clean: CleanSet) -> Verdict:
@@ -273,6 +314,70 @@ class Detector(ABC):
             return verdict
         findings = tuple(_thin(f, int(counts[f.label]), least) if f.label in thin else f for f in verdict.labels)
         return model_verdict(findings, verdict.assumptions, self.name)
+
+
+def _examined(context: Context, labels: Sequence[int], detector: Detector, prepared: Any) -> list[Evidence]:  # noqa: ANN401
+    """:meth:`Detector.examine`, with what comes with the shard first."""
+    return detector.examine(context, prepared, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work(Generic[S, R]):
+    """A job for workers elsewhere: what they make of a shard, and the seconds that they took for it by stage."""
+
+    make: Callable[[Context, S], R]
+    context: Context
+
+    def __call__(self, shard: S) -> tuple[R, dict[str, float]]:
+        own = replace(self.context, clock={})
+        return self.make(own, shard), own.clock
+
+
+def worked_on(
+    context: Context, make: Callable[[Context, S], R], shards: Sequence[S], what: str
+) -> Iterator[tuple[S, R | Lost]]:
+    """Make something of shards where the scan's executor works, and yield each with it as it is done.
+
+    Args:
+        context: The scan.
+        make: Takes a context and a shard.
+        shards: Any.
+        what: The stage, for people who wait; made here, the shards tell more themselves.
+    """
+    if context.executor.in_process:
+        yield from context.executor.map(partial(make, context), shards, context.progress)
+        return
+    context.progress.start(f"{what} ({context.executor.name})", len(shards))
+    for shard, done in context.executor.map(_Work(make, context.elsewhere()), shards, context.progress):
+        context.progress.advance()
+        if isinstance(done, Lost):
+            yield shard, done
+            continue
+        made, clock = done
+        for stage, seconds in clock.items():
+            context.clock[stage] = context.clock.get(stage, 0.0) + seconds
+        yield shard, made
+
+
+def _lost(labels: Sequence[int], suspect: SuspectModel) -> list[Evidence]:
+    """What is known of labels whose shard was lost: nothing."""
+    channels, height, width = suspect.input_shape
+    blank = np.zeros((height, width), np.float32), np.zeros((channels, height, width), np.float32)
+    return [Evidence(Trigger(label, *blank), 0.0, (), {LOST: 1.0}) for label in labels]
+
+
+def _unknown(one: Evidence, suspect: SuspectModel) -> LabelFinding:
+    label = one.trigger.label
+    return LabelFinding(
+        label=label,
+        name=suspect.label_names[label],
+        finding=Finding.INCONCLUSIVE,
+        attack_success=0.0,
+        mask_size=0.0,
+        reason="the worker that examined it died, twice: scan again with --resume, which examines what is missing",
+        metrics=one.metrics,
+        has_trigger=True,
+    )
 
 
 def model_verdict(findings: Sequence[LabelFinding], assumptions: Sequence[str], method: str) -> Verdict:

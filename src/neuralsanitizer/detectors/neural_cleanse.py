@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from neuralsanitizer.config import NeuralCleanseConfig, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.detectors.base import GLANCE, SCREENED, Context, Detector, Evidence, model_verdict
+from neuralsanitizer.detectors.base import GLANCE, LOST, SCREENED, Context, Detector, Evidence, model_verdict
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.functional import anomaly_indices, calibrated_threshold, stamp
 from neuralsanitizer.functional.precision import autocast, fast_dtype
@@ -83,12 +84,14 @@ class NeuralCleanse(Detector):
         if len(labels) < config.many:
             return super()._examine_all(context, prepared, labels)
         short = replace(config, checks=config.short_checks, restarts=1)
-        glances = self._kept_or_made(context, GLANCE, labels, lambda shard: _searched(context, shard, short))
-        smallest = sorted(glances, key=lambda e: (not e.metrics[_REACHED], e.trigger.size))[: config.refined]
+        glances = self._kept_or_made(context, GLANCE, labels, partial(_searched, config=short))
+        known = [e for e in glances if LOST not in e.metrics]
+        smallest = sorted(known, key=lambda e: (not e.metrics[_REACHED], e.trigger.size))[: config.refined]
         refined = super()._examine_all(context, prepared, sorted(e.trigger.label for e in smallest))
         looked = {e.trigger.label: e for e in refined}
         context.progress.note(f"{len(looked)} of {len(labels)} labels had a long search")
-        return [looked.get(e.trigger.label) or replace(e, metrics={**e.metrics, SCREENED: 1.0}) for e in glances]
+        screened = {e.trigger.label: replace(e, metrics={**e.metrics, SCREENED: 1.0}) for e in known}
+        return [looked.get(e.trigger.label) or screened.get(e.trigger.label, e) for e in glances]
 
     def examine(self, context: Context, prepared: None, labels: Sequence[int]) -> list[Evidence]:  # noqa: ARG002
         """Find each label's smallest trigger."""

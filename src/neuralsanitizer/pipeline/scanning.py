@@ -16,6 +16,7 @@ from neuralsanitizer.detectors.base import Detector
 from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.executors import Executor
 from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.execution.store import FolderStore, MemoryStore, Store
 from neuralsanitizer.models.handle import SuspectModel
@@ -92,6 +93,7 @@ def scan(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     cache: Cache = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> SavedRun:
     """Examine a model for backdoors.
@@ -106,6 +108,8 @@ def scan(
         output: Folder to write the run to; nothing is written without.
         resume: Go on with an interrupted scan of ``output``.
         cache: As for :func:`build_detector`; ignored where ``method`` is a detector.
+        executor: Where shards of labels are worked on: :func:`neuralsanitizer.execution.executors.executor_named`. The
+            findings are the same from all of them.
         progress: Where to say how far it is.
 
     Raises:
@@ -120,7 +124,7 @@ def scan(
     if output is not None:
         key = resume_key(model.record(), data, detector.settings, detector.name, seed)
         store = FolderStore(RunFolder(output).claim(key, resume=resume))
-    found = detector.scan(model, clean, seed=seed, labels=labels, progress=progress, store=store)
+    found = detector.scan(model, clean, seed=seed, labels=labels, progress=progress, store=store, executor=executor)
     run = Run(
         created=now(),
         method=detector.name,

@@ -13,7 +13,16 @@ import torch
 
 from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, ScreenConfig, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.detectors.base import GLANCE, SCREENED, CannotJudgeError, Context, Detector, Evidence
+from neuralsanitizer.detectors.base import (
+    GLANCE,
+    LOST,
+    SCREENED,
+    CannotJudgeError,
+    Context,
+    Detector,
+    Evidence,
+    worked_on,
+)
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes, stand_ins
 from neuralsanitizer.detectors.neural_sanitizer.families import Family, Found, families_for
@@ -31,6 +40,7 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     is_unclear,
     merged,
 )
+from neuralsanitizer.execution.executors import Lost
 from neuralsanitizer.execution.store import Part, Store
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import ReferenceRecord, Verdict, from_json, to_json
@@ -90,9 +100,11 @@ class NeuralSanitizer(Detector):
         plans = [*(("guide", plan) for plan in config.guides), *(("test", plan) for plan in config.tests)]
         context.progress.start("make references", sum(reference_steps(plan, config) for _, plan in plans))
         made: list[Reference] = []
+        if not context.executor.in_process:
+            self._make_elsewhere(context, plans)
         with context.timed("references"):
             for number, (role, plan) in enumerate(plans):
-                made += self._attempts(context, role, plan, f"{role}-{number}-{plan.name}", _ancestor(made, role))
+                made += self._attempts(context, role, plan, _reference_name(number, role, plan), _ancestor(made, role))
         records = tuple(r.record for r in made)
         usable = [r for r in made if r.record.usable]
         if {r.record.role for r in usable} != {role for role, _ in plans}:
@@ -102,15 +114,34 @@ class NeuralSanitizer(Detector):
         guides, tests = (tuple(r for r in usable if r.record.role == role) for role in ("guide", "test"))
         return References(guides, tests), records
 
+    def _make_elsewhere(self, context: Context, plans: Sequence[tuple[str, ReferencePlan]]) -> None:
+        """Have workers make the references that depend on no other one; those that are lost are made here, later."""
+        numbers = [number for number, (_, plan) in enumerate(plans) if plan.kind != "derived"]
+        missing = [number for number in numbers if context.store.get(_reference_key(number, *plans[number])) is None]
+        for _, made in worked_on(context, partial(self._parts_of, plans=plans), missing, "make references"):
+            for key, part in () if isinstance(made, Lost) else made:
+                context.store.put(key, part)
+
+    def _parts_of(
+        self, context: Context, number: int, plans: Sequence[tuple[str, ReferencePlan]]
+    ) -> list[tuple[str, Part]]:
+        """A reference, and before it those that came out unusable, as the store keeps them."""
+        role, plan = plans[number]
+        with context.timed("references"):
+            made = self._attempts(context, role, plan, _reference_name(number, role, plan), None)
+        parts = [(key, context.store.get(key)) for key in (f"reference-{r.record.name}" for r in made)]
+        return [(key, part) for key, part in parts if part is not None]
+
     def _examine_all(self, context: Context, prepared: References, labels: Sequence[int]) -> list[Evidence]:
         """A long look at every label; of many labels at those that a short one finds the most suspicious."""
         screen = self.config.screen
         if screen is None or len(labels) < screen.least_labels:
             return super()._examine_all(context, prepared, labels)
         glances = self._kept_or_made(
-            context, GLANCE, labels, lambda shard: self._glances(context, prepared, shard, screen)
+            context, GLANCE, labels, partial(self._glances, references=prepared, screen=screen)
         )
-        order, looked = by_suspicion(glances), dict[int, Evidence]()
+        order = by_suspicion([g for g in glances if LOST not in g.metrics])
+        looked = dict[int, Evidence]()
         for first in range(0, len(order), screen.batch):
             batch = super()._examine_all(context, prepared, order[first : first + screen.batch])
             looked.update({e.trigger.label: e for e in batch})
@@ -121,7 +152,7 @@ class NeuralSanitizer(Detector):
         return [looked.get(glance.trigger.label, glance) for glance in glances]
 
     def _glances(
-        self, context: Context, references: References, labels: Sequence[int], screen: ScreenConfig
+        self, context: Context, labels: Sequence[int], references: References, screen: ScreenConfig
     ) -> list[Evidence]:
         """A short look at some labels, and how well what it finds works on the suspect."""
         guides, held_out, seed = [r.model for r in references.guides], context.held_out, context.seed
@@ -260,6 +291,14 @@ class NeuralSanitizer(Detector):
         weights = {key: value.cpu().numpy() for key, value in reference.model.module.state_dict().items()}
         context.store.put(f"reference-{name}", Part(weights, to_json(reference.record)))
         return reference
+
+
+def _reference_name(number: int, role: str, plan: ReferencePlan) -> str:
+    return f"{role}-{number}-{plan.name}"
+
+
+def _reference_key(number: int, role: str, plan: ReferencePlan) -> str:
+    return f"reference-{_reference_name(number, role, plan)}"
 
 
 def _ancestor(made: Sequence[Reference], role: str) -> SuspectModel | None:
