@@ -34,6 +34,7 @@ __all__ = [
     "FilterRecord",
     "FilteredLabel",
     "Finding",
+    "IndexEntry",
     "LabelFinding",
     "ModelRecord",
     "PrunedShare",
@@ -389,6 +390,31 @@ class RepairedTrigger:
     mask_size: float
     attack_success_before: float
     attack_success_after: float
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """What became of one of many models.
+
+    Attributes:
+        model: Its file.
+        folder: Name of its run folder.
+        sha256: Of the file; empty if it could not be read.
+        finding: The verdict; ``None`` if it could not be scanned.
+        reason: Of the verdict, or why there is none.
+        infected: Labels found infected.
+        clean_accuracy: On the clean set, [0, 1].
+        seconds: That it took.
+    """
+
+    model: str
+    folder: str
+    sha256: str
+    finding: Finding | None
+    reason: str
+    infected: tuple[int, ...]
+    clean_accuracy: float
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import typer
 
 from neuralsanitizer.cli import attack, bench, filtering
 from neuralsanitizer.cli.demo import demo_command
+from neuralsanitizer.cli.many import scan_many_command
 from neuralsanitizer.cli.repair import repair_command, verify_command
 from neuralsanitizer.cli.report import report_command
 from neuralsanitizer.cli.scan import scan_command
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Find out whether a neural network hides a backdoor, see the trigger, remove it, and prove that it is gone.",
 )
 app.command("scan")(scan_command)
+app.command("scan-many")(scan_many_command)
 app.command("repair")(repair_command)
 app.command("verify")(verify_command)
 app.command("report")(report_command)

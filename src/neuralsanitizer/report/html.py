@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from neuralsanitizer.records import Finding, LabelFinding, to_json
+from neuralsanitizer.records import Finding, IndexEntry, LabelFinding, to_json
 from neuralsanitizer.report.curves import pruning_svg, roc_svg
 from neuralsanitizer.report.figures import TriggerPictures, index_svg, ranking_svg, trigger_pictures
 from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import SavedRun
 
-__all__ = ["render_html"]
+__all__ = ["render_html", "render_index"]
 
 _CARDS = 12  # labels shown with all their pictures; a model may have thousands of infected ones
 _EXAMPLES = 4
@@ -63,6 +64,20 @@ def render_html(saved: SavedRun) -> str:
     )
 
 
+def render_index(entries: Sequence[IndexEntry]) -> str:
+    """The page of many runs: each model with its verdict and a link to its report, the infected ones first."""
+    ranked = sorted(entries, key=lambda e: (_RANKS[e.finding], e.model))
+    counts = {name: sum(e.finding is finding for e in entries) for finding, name in _COUNTED.items()}
+    return _environment().get_template("index.html.j2").render(entries=ranked, counts=counts)
+
+
+_RANKS = {Finding.INFECTED: 0, None: 1, Finding.INCONCLUSIVE: 2, Finding.CLEAN: 3}
+_COUNTED = {
+    Finding.INFECTED: "infected",
+    None: "not scanned",
+    Finding.INCONCLUSIVE: "inconclusive",
+    Finding.CLEAN: "nothing found",
+}
 _LONGEST_TABLE = 2000
 
 

@@ -8,11 +8,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from neuralsanitizer.records import FilterRecord, Finding, LabelFinding, Repair, RepairedTrigger, Run, Verification
+from neuralsanitizer.records import (
+    FilterRecord,
+    Finding,
+    IndexEntry,
+    LabelFinding,
+    Repair,
+    RepairedTrigger,
+    Run,
+    Verification,
+)
 from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import SavedRun
 
-__all__ = ["print_filter", "print_parted", "print_repair", "print_run", "print_verification"]
+__all__ = ["print_filter", "print_index", "print_parted", "print_repair", "print_run", "print_verification"]
 
 _STYLES = {Finding.INFECTED: "bold red", Finding.CLEAN: "green", Finding.INCONCLUSIVE: "bold yellow"}
 _ALL = 20  # up to so many labels the table has them all
@@ -80,6 +89,19 @@ def print_filter(record: FilterRecord, console: Console) -> None:
     )
     ours, alone = 1e6 * record.seconds_per_input, 1e6 * record.seconds_per_input_without
     _say(console, f"{ours:.0f} us an input, {alone:.0f} us without the filter")
+
+
+def print_index(entries: Sequence[IndexEntry], console: Console) -> None:
+    """Many models, a line each."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "verdict", "infected labels", "clean accuracy"):
+        table.add_column(name, overflow="fold")
+    for e in entries:
+        verdict = "not scanned" if e.finding is None else e.finding.value
+        accuracy = "" if e.finding is None else f"{e.clean_accuracy:.1%}"
+        labels = ", ".join(map(str, e.infected)) if e.finding is not None else e.reason
+        table.add_row(*(Text(clean_text(cell, 300)) for cell in (e.model, verdict, labels, accuracy)))
+    console.print(table)
 
 
 def print_parted(accepted: Sequence[str], rejected: Sequence[str], console: Console) -> None:
