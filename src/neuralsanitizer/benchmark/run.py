@@ -190,6 +190,11 @@ class Bench:
         write_json(path, to_json(score))
         return score
 
+    def given(self, case: Case) -> tuple[AttackResult, CleanSet]:
+        """A case's model, trained if it was not yet, and the clean images that its user has."""
+        train, clean, unseen = self._data_of(case, {})
+        return self._model(case, train, unseen), _as_many_as_given(case, clean)
+
     def scanned(self, case: Case, detector: str, loaded: dict[str, _Data]) -> Scanned:
         """A case's model, trained and scanned if it was not yet; the last task's data are kept in ``loaded``."""
         train, clean, unseen = self._data_of(case, loaded)

@@ -14,6 +14,7 @@ from neuralsanitizer.benchmark.remedies import score_remedies
 from neuralsanitizer.benchmark.remedy_tables import remedies_markdown
 from neuralsanitizer.benchmark.run import DETECTORS, STAGES, Bench, read_scores
 from neuralsanitizer.benchmark.score import Score
+from neuralsanitizer.benchmark.speed import bench_speed, speed_markdown
 from neuralsanitizer.benchmark.tables import markdown
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import guarded, print_json, progress_bar
@@ -107,6 +108,34 @@ def remedies_command(
         print_json(to_json(scores))
     else:
         typer.echo(remedies_markdown(scores))
+
+
+@app.command("speed")
+@guarded
+def speed_command(
+    data: DataOption,
+    output: FolderOption = Path("bench"),
+    split: SplitOption = "reported",
+    only: Annotated[str, typer.Option("--only", help="The case.")] = "mnist-4x4",
+    detector: Annotated[str, typer.Option("--detector", help="METHOD/PRESET that is held against its floor.")] = (
+        DETECTORS[0]
+    ),
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--beside", help="METHOD/PRESET to time in the same run; or FILE.py:FUNCTION. Repeatable."),
+    ] = None,
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
+    format_: o.FormatOption = o.Format.TABLE,
+) -> None:
+    """Time a scan stage by stage, beside the least time that its own work can take; one JSON a model in speed/."""
+    with progress_bar() as progress:
+        bench = Bench(data, output, parse_device(device), seed, progress)
+        score = bench_speed(bench, grid.cases(split, (only,))[0], detector, tuple(beside or ()))
+    if format_ is o.Format.JSON:
+        print_json(to_json(score))
+    else:
+        typer.echo(speed_markdown(score))
 
 
 @app.command("cases")

@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
@@ -27,6 +28,7 @@ __all__ = [
     "GLANCE",
     "LOST",
     "SCREENED",
+    "STAGE",
     "CannotJudgeError",
     "Context",
     "Detector",
@@ -46,6 +48,9 @@ SCREENED = "screened_out"
 
 LOST = "lost"
 """Name of the metric: 1.0 where the workers that examined a label died."""
+
+STAGE: ContextVar[str] = ContextVar("stage", default="")
+"""The stage that is being timed, for those who measure; empty between stages."""
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -138,10 +143,11 @@ class Context:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time within to a stage."""
-        started = time.perf_counter()
+        started, token = time.perf_counter(), STAGE.set(stage)
         try:
             yield
         finally:
+            STAGE.reset(token)
             self.clock[stage] = self.clock.get(stage, 0.0) + time.perf_counter() - started
 
     def elsewhere(self) -> Context:
