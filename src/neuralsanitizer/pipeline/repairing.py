@@ -99,7 +99,8 @@ def repair(
 
     With ``auto``, methods are tried in order of cost until one passes: nothing is found any more, the clean accuracy
     fell by no more than ``config.largest_accuracy_drop``, and :func:`verify` proves it. The proof is recorded beside
-    the repair. Where none passes, the one that left the least of the triggers is kept, and the repair is not complete.
+    the repair. Where none passes, the one that leaves no trigger alive at the least loss of accuracy is kept, and the
+    repair is not complete.
 
     Args:
         model: The model that was scanned; it is not changed.
@@ -231,7 +232,7 @@ def _first_that_passes(job: _Job) -> RepairResult:
             break
     if not results:
         raise ModelError("no method of repair can be applied to this network: " + "; ".join(a.reason for a in attempts))
-    best = min(results, key=lambda r: (not _passed(r), _alive(r.repair)))
+    best = min(results, key=_rank)
     tried = tuple(replace(a, kept=a.method == best.repair.method) for a in attempts)
     record = replace(
         best.repair,
@@ -273,6 +274,13 @@ def _proven(job: _Job, result: RepairResult, shared: Store) -> tuple[RepairResul
 
 
 _ROUNDING = 1e-9
+
+
+def _rank(result: RepairResult) -> tuple[bool, bool, float]:
+    """Smallest for the best: what passed, then what left nothing alive, then what cost the least accuracy."""
+    record = result.repair
+    dead = record.complete and _alive(record) <= VerifyConfig().largest_attack_success
+    return not _passed(result), not dead, record.clean_accuracy_before - record.clean_accuracy_after
 
 
 def _passed(result: RepairResult) -> bool:
