@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
 
-@pytest.mark.parametrize("script", ["docs/reference/make_cli.py", "docs/benchmarks/render.py"])
+@pytest.mark.parametrize(
+    "script", ["docs/reference/make_cli.py", "docs/reference/make_schema.py", "docs/benchmarks/render.py"]
+)
 def test_generated_pages_are_up_to_date(script):
     done = subprocess.run(
         [sys.executable, ROOT / script, "--check"], capture_output=True, text=True, timeout=120, check=False

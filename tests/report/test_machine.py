@@ -1,10 +1,12 @@
 """JSON for programs: whole, strict, and back again."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from hostile import poisoned
 from neuralsanitizer.records import Finding, Repair, Run, Verification, from_json, to_json
@@ -12,6 +14,7 @@ from neuralsanitizer.report import repair_json, run_json, verification_json
 from neuralsanitizer.storage import RunFolder
 from quick import TARGET
 
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "reference" / "scan.schema.json").read_text())
 RUNS = ["infected", "repaired", "verified", "clean_run", "open_run"]
 
 
@@ -84,3 +87,23 @@ def test_a_run_survives_its_folder(name, request, tmp_path):
     assert (back.examples == saved.examples).all()
     assert sorted(back.triggers) == sorted(saved.triggers)
     assert back.run.verdict.finding in set(Finding)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_published_schema_is_kept_and_leaves_nothing_out(name, request):
+    report = through_text(run_json(request.getfixturevalue(name)))
+    Draft202012Validator.check_schema(SCHEMA)
+    assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(report)] == []
+    assert set(report) <= set(SCHEMA["properties"])
+    for one in report["labels"]:
+        assert set(one) <= set(SCHEMA["$defs"]["LabelFinding"]["properties"])
+
+
+def test_the_published_schema_refuses_what_is_no_scan(infected):
+    report = through_text(run_json(infected))
+    for broken in (
+        {**report, "verdict": "safe"},
+        {**report, "seed": "0"},
+        {k: report[k] for k in report if k != "labels"},
+    ):
+        assert not Draft202012Validator(SCHEMA).is_valid(broken)

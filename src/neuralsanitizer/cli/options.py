@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -15,14 +16,37 @@ from neuralsanitizer.data import CleanSet, load_clean_set
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models import SuspectModel, architectures, load_model
 from neuralsanitizer.models.loading import parse_device
+from neuralsanitizer.report import FileFormat
 
-__all__ = ["EIGHT_BIT", "FailOn", "Format", "clean_set_for", "numbers", "open_model", "parse_mfcc", "shape_of"]
+__all__ = [
+    "EIGHT_BIT",
+    "FailOn",
+    "Format",
+    "RunFormat",
+    "clean_set_for",
+    "numbers",
+    "open_model",
+    "parse_mfcc",
+    "shape_of",
+    "split_formats",
+]
 
 EIGHT_BIT = (0.0, 255.0)
 """What images of integers have anyway: floats of any range are then told by their values."""
 
 _LONGEST_EDGE = 100_000  # pixels
 _LARGEST_SEED = 2**63 - 1  # that torch takes
+
+
+class RunFormat(StrEnum):
+    """How a run is told: the first two on stdout, the others in files."""
+
+    TABLE = "table"
+    JSON = "json"
+    HTML = "html"
+    SARIF = "sarif"
+    JUNIT = "junit"
+    CYCLONEDX = "cyclonedx"
 
 
 class Format(StrEnum):
@@ -90,6 +114,19 @@ LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use at most so many clean images, of the same mix of labels.")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
+
+
+def split_formats(formats: Sequence[RunFormat]) -> tuple[Format | None, list[FileFormat]]:
+    """What goes to stdout, if it was said, and what is written to files, each once.
+
+    Raises:
+        UsageError: Both a table and JSON are to go to stdout.
+    """
+    shown = [Format(one.value) for one in dict.fromkeys(formats) if one.value in set(Format)]
+    if len(shown) > 1:
+        raise UsageError("--format table and --format json both go to stdout: ask for one of them")
+    files = [FileFormat(one.value) for one in dict.fromkeys(formats) if one.value in set(FileFormat)]
+    return (shown[0] if shown else None), files
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:

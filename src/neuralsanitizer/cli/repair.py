@@ -14,7 +14,7 @@ from neuralsanitizer.cli.scan import write_page
 from neuralsanitizer.config import MfccConfig, RepairConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.errors import DataError, OutputError, UsageError
-from neuralsanitizer.models import SuspectModel, load_model
+from neuralsanitizer.models import SuspectModel, is_model_folder, load_model
 from neuralsanitizer.models.loading import parse_device
 from neuralsanitizer.pipeline import REPAIRS, repair, verify
 from neuralsanitizer.records import Finding, from_json
@@ -37,7 +37,12 @@ def repair_command(
     model: o.ModelArgument,
     run: RunOption,
     data: o.DataOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for the repaired weights (safetensors).")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="For the repaired weights: a safetensors file; a folder of a model folder."
+        ),
+    ],
     method: Annotated[str, typer.Option("--method", help=f"{', '.join(REPAIRS)}.")] = "unlearning",
     max_accuracy_drop: Annotated[
         float,
@@ -124,9 +129,10 @@ def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: st
     if arch is None and model_def is None and ":" in record.architecture:
         raise UsageError(f"the scan used --model-def {record.architecture}: give it again")
     low, high = record.pixel_range
+    named = arch or record.architecture
     return load_model(
         path,
-        arch=None if model_def else arch or record.architecture,
+        arch=None if model_def or is_model_folder(path) else named,
         model_def=model_def,
         labels=record.labels,
         input_shape=record.input_shape,  # type: ignore[arg-type]  # three values: checked when the run was made

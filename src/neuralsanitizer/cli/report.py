@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from neuralsanitizer import report
+from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import guarded, print_json, stderr, stdout
-from neuralsanitizer.cli.scan import write_page
+from neuralsanitizer.cli.scan import write_report
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.storage import RunFolder
 
 __all__ = ["report_command"]
 
 
-class ReportFormat(StrEnum):
-    """What to make of a run."""
-
-    TABLE = "table"
-    JSON = "json"
-    HTML = "html"
-
-
 @guarded
 def report_command(
     run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
-    format_: Annotated[
-        ReportFormat | None, typer.Option("--format", help="table (default), json, or html: write the page.")
+    formats: Annotated[
+        list[o.RunFormat] | None,
+        typer.Option("--format", help="table (default) or json on stdout; html, sarif, junit, cyclonedx: files."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write the HTML page (default: in RUN).")
+        Path | None,
+        typer.Option("--output", "-o", help="File to write, or folder of several (default: in RUN)."),
     ] = None,
 ) -> None:
-    """Show a run: a table or JSON on stdout, or the HTML page. ``--output`` alone asks for the page."""
-    if output is not None and format_ not in {None, ReportFormat.HTML}:
-        raise UsageError(f"--output is for the HTML page; --format {format_} goes to stdout")
+    """Show a run: a table or JSON on stdout, or files for people and tools. ``--output`` alone asks for the page."""
+    shown, files = o.split_formats(formats or [])
+    if output is not None and not formats:
+        files = [report.FileFormat.HTML]
+    if output is not None and not files:
+        raise UsageError(f"--output is for files; --format {shown} goes to stdout")
     saved = RunFolder(run).read()
-    if format_ is ReportFormat.JSON:
+    if shown is o.Format.JSON:
         print_json(report.run_json(saved))
-    elif format_ is not ReportFormat.HTML and output is None:
+    elif shown is o.Format.TABLE or not files:
         report.print_run(saved, stdout())
-    else:
-        page = write_page(saved, output or run / "report.html")
-        stderr().print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    for format_ in files:
+        name = report.FILE_NAMES[format_]
+        path = run / name if output is None else output if len(files) == 1 and not output.is_dir() else output / name
+        write_report(saved, format_, path)
+        stderr().print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from neuralsanitizer.pipeline import scan
 from neuralsanitizer.records import Finding
 from neuralsanitizer.storage import SavedRun, write_atomically
 
-__all__ = ["scan_command", "write_page"]
+__all__ = ["scan_command", "write_page", "write_report"]
 
 
 @guarded
@@ -51,7 +51,10 @@ def scan_command(
     executor: o.ExecutorOption = "local",
     workers: o.WorkersOption = None,
     ray_address: o.RayAddressOption = None,
-    format_: o.FormatOption = o.Format.TABLE,
+    formats: Annotated[
+        list[o.RunFormat] | None,
+        typer.Option("--format", help="table or json on stdout; sarif, junit, cyclonedx: files in the run folder."),
+    ] = None,
     fail_on: Annotated[
         o.FailOn, typer.Option("--fail-on", help="Exit with 1 from this finding on.")
     ] = o.FailOn.INFECTED,
@@ -63,6 +66,7 @@ def scan_command(
     """
     if resume and output is None:
         raise UsageError("--resume needs the run folder of the interrupted scan: --output DIR")
+    shown, files = o.split_formats(formats or [])
     speech = o.parse_mfcc(mfcc)
     if model_def is not None and input_shape is None:
         input_shape = o.shape_of(data, pixel_range, speech)
@@ -98,8 +102,11 @@ def scan_command(
             executor=where,
             progress=progress,
         )
-    page = write_page(saved, folder / "report.html")
-    if format_ is o.Format.JSON:
+    written = {one: folder / report.FILE_NAMES[one] for one in (report.FileFormat.HTML, *files)}
+    for format_, path in written.items():
+        write_report(saved, format_, path)
+    page = written[report.FileFormat.HTML]
+    if shown is o.Format.JSON:
         print_json({**report.run_json(saved), "run_folder": str(folder), "report": str(page)})
     else:
         report.print_run(saved, stdout())
@@ -109,8 +116,13 @@ def scan_command(
 
 def write_page(saved: SavedRun, path: Path) -> Path:
     """Write the HTML report of a run."""
-    write_atomically(path, report.render_html(saved).encode("utf-8"))
+    write_report(saved, report.FileFormat.HTML, path)
     return path
+
+
+def write_report(saved: SavedRun, format_: report.FileFormat, path: Path) -> None:
+    """Write a run in a format."""
+    write_atomically(path, report.rendered(saved, format_).encode("utf-8"))
 
 
 def _default_folder(model: Path) -> Path:

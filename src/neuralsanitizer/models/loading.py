@@ -25,6 +25,7 @@ from neuralsanitizer.models.architectures import get as get_architecture
 from neuralsanitizer.models.architectures import names as architecture_names
 from neuralsanitizer.models.formats import Weights, read_weights
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
+from neuralsanitizer.models.hub import WEIGHTS_FILE, FolderModel, folder_weights, is_model_folder, load_folder
 from neuralsanitizer.models.matching import match
 from neuralsanitizer.storage import write_atomically
 
@@ -50,7 +51,8 @@ def load_model(
     """Load a model from a weights file. No code that comes with the file is run.
 
     Args:
-        path: safetensors, or a state_dict that ``torch.save`` wrote; told apart by content.
+        path: safetensors, or a state_dict that ``torch.save`` wrote; told apart by content. Or a folder that Hugging
+            Face's ``save_pretrained`` wrote, which needs neither ``arch`` nor ``model_def``, and the extra ``hf``.
         arch: Name in the registry (:func:`neuralsanitizer.models.architectures.names`).
         model_def: ``package.module:function`` that makes the network instead; called with ``labels=...`` if it takes
             that, else without arguments. This imports and runs your code.
@@ -67,8 +69,15 @@ def load_model(
         UsageError: Options that make no sense together, or ``model_def`` cannot be called.
         ModelError: The file cannot be read, or its weights do not fit.
         RefusedError: Reading the file would run code that came with it.
+        MissingExtraError: The path is a model folder, and ``transformers`` is not installed.
     """
     path = Path(path)
+    if is_model_folder(path):
+        if arch is not None or model_def is not None:
+            raise UsageError(
+                f"{path} is a model folder, which names its own architecture: leave --arch and --model-def out"
+            )
+        return _from_folder(path, labels, input_shape, (mean, std, pixel_range), label_names, device)
     if (arch is None) == (model_def is None):
         raise UsageError(
             f"give the architecture: --arch with one of {', '.join(architecture_names())}, or --model-def "
@@ -103,17 +112,47 @@ def load_model(
     )
 
 
+def _from_folder(
+    path: Path,
+    labels: int | None,
+    input_shape: Shape | None,
+    pixels: tuple[Sequence[float] | None, Sequence[float] | None, tuple[float, float] | None],
+    label_names: Sequence[str] | None,
+    device: str | torch.device,
+) -> SuspectModel:
+    found = load_folder(path, input_shape)
+    if labels not in {None, found.labels}:
+        raise UsageError(f"{path.name} has {found.labels} labels, not {labels} (--labels)")
+    preprocessing, unit = _preprocessing(found.preprocessing, *pixels)
+    return SuspectModel(
+        found.module,
+        found.input_shape,
+        found.labels,
+        preprocessing,
+        label_names=tuple(label_names or found.label_names),
+        architecture=found.architecture,
+        name=path.resolve().name,
+        sha256=found.sha256,
+        device=torch.device(device),
+        notes=(*found.notes, *unit),
+    )
+
+
 def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:
-    """Write a network's weights as safetensors, atomically.
+    """Write a network's weights as safetensors, atomically; of a model that came as a folder, such a folder.
 
     Returns:
-        SHA-256 of the file.
+        SHA-256 of the weights file.
 
     Raises:
         OutputError: It cannot be written.
     """
-    content = _serialise(module)
-    write_atomically(Path(path), content)
+    content, path = _serialise(module), Path(path)
+    if isinstance(module, FolderModel):
+        for name, file in module.files.items():
+            write_atomically(path / name, file)
+        path = path / WEIGHTS_FILE  # last: its presence says that the folder is whole
+    write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -147,6 +186,8 @@ def parse_device(name: str) -> torch.device:
 
 
 def _serialise(module: nn.Module) -> bytes:
+    if isinstance(module, FolderModel):
+        return folder_weights(module)
     # Clones: safetensors refuses tensors that share memory, and keeps only contiguous ones.
     state = {name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()}
     return safetensors.torch.save(state)

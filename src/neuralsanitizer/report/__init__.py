@@ -1,7 +1,11 @@
-"""Reports of a run: JSON, a terminal table, and one HTML page. They read a saved run, never a model."""
+"""Reports of a run: JSON, a terminal table, one HTML page, and what other tools read. They read a saved run alone."""
 
+from neuralsanitizer.report.bom import cyclonedx_bom
+from neuralsanitizer.report.files import FILE_NAMES, FileFormat, rendered
 from neuralsanitizer.report.html import render_html, render_index
+from neuralsanitizer.report.junit import junit_xml
 from neuralsanitizer.report.machine import filter_json, repair_json, run_json, verification_json
+from neuralsanitizer.report.sarif import sarif_log
 from neuralsanitizer.report.terminal import (
     print_filter,
     print_index,
@@ -12,7 +16,11 @@ from neuralsanitizer.report.terminal import (
 )
 
 __all__ = [
+    "FILE_NAMES",
+    "FileFormat",
+    "cyclonedx_bom",
     "filter_json",
+    "junit_xml",
     "print_filter",
     "print_index",
     "print_parted",
@@ -21,7 +29,9 @@ __all__ = [
     "print_verification",
     "render_html",
     "render_index",
+    "rendered",
     "repair_json",
     "run_json",
+    "sarif_log",
     "verification_json",
 ]

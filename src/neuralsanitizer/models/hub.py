@@ -1,0 +1,271 @@
+"""Model folders as Hugging Face's ``save_pretrained`` writes them: a configuration, safetensors, a preprocessor.
+
+The folder's files are data here. The network is built by the installed ``transformers`` from the configuration's
+numbers; the weights go through the same reader as every other file; code that a folder brings along is refused, not
+run, and nothing is fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuralsanitizer.errors import MissingExtraError, ModelError, RefusedError
+from neuralsanitizer.models.formats import MAX_BYTES, Weights, read_weights
+from neuralsanitizer.models.handle import Preprocessing
+
+__all__ = ["WEIGHTS_FILE", "FolderModel", "FromFolder", "folder_weights", "is_model_folder", "load_folder"]
+
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_KEPT = (_CONFIG, _PREPROCESSOR)
+_LARGEST_JSON = 16 * 1024**2  # bytes; an index of 100,000 tensors has 10 MB
+_LONGEST_EDGE = 100_000  # pixels
+_MOST_LABELS = 100_000
+_LISTED = 10  # keys that an error lists
+_CODE = "auto_map"  # names classes of the folder's own Python files
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class FromFolder:
+    """A network from a folder, and what the folder says of it.
+
+    Attributes:
+        module: Takes images, gives (N, labels) logits.
+        labels: Their number.
+        architecture: For the record.
+        input_shape: (channels, height, width).
+        label_names: From the configuration; empty if it has none but numbers.
+        preprocessing: From the folder's preprocessor.
+        sha256: Of the weights file; of several, of their hashes in order.
+        notes: What loading had to do.
+    """
+
+    module: nn.Module
+    labels: int
+    architecture: str
+    input_shape: Shape
+    label_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    sha256: str
+    notes: tuple[str, ...]
+
+
+class FolderModel(nn.Module):
+    """A classifier of ``transformers``, without the wrapping around its logits.
+
+    Args:
+        model: The classifier.
+        files: By name, what the folder needs beside the weights: a repaired model is written as a folder too.
+    """
+
+    def __init__(self, model: nn.Module, files: Mapping[str, bytes]) -> None:
+        super().__init__()
+        self.model = model
+        self.files = dict(files)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, labels) of normalised images (N, channels, height, width)."""
+        logits: Tensor = self.model(images).logits
+        return logits
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder looks like one that ``save_pretrained`` wrote."""
+    return path.is_dir() and (path / _CONFIG).is_file()
+
+
+def load_folder(path: Path, input_shape: Shape | None = None) -> FromFolder:
+    """Build the network of a model folder.
+
+    Args:
+        path: The folder.
+        input_shape: (channels, height, width); by default what the folder says.
+
+    Raises:
+        MissingExtraError: ``transformers`` is not installed.
+        ModelError: Something is missing or damaged, or is no image classifier.
+        RefusedError: The folder asks for its own code, points outside of itself, or has its weights as pickle alone.
+    """
+    config = _read_json(path / _CONFIG)
+    if _CODE in config:
+        raise RefusedError(
+            f"{path.name} is refused: its configuration asks for code of the folder's own ({_CODE}). "
+            "Use a model of an architecture that transformers itself has"
+        )
+    weights = _read_folder_weights(path)
+    module, names = _build(config, weights, path.name)
+    preprocessor = _read_json(path / _PREPROCESSOR) if (path / _PREPROCESSOR).exists() else {}
+    if _CODE in preprocessor:
+        raise RefusedError(f"{path.name} is refused: its preprocessor asks for code of the folder's own ({_CODE})")
+    shape = input_shape or _shape(config, preprocessor, path.name)
+    preprocessing, said = _preprocessing(preprocessor, path.name)
+    return FromFolder(
+        FolderModel(module, {name: (path / name).read_bytes() for name in _KEPT if (path / name).is_file()}),
+        len(names),
+        f"transformers {config['model_type']}",
+        shape,
+        _own_names(names),
+        preprocessing,
+        weights.sha256,
+        (*weights.notes, *said),
+    )
+
+
+def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.Module, list[str]]:
+    """The network with its weights, and its label names.
+
+    The library fits the tensors to its parameters itself: it renamed many of them over the years, and knows the names
+    that older files have. It is given tensors, not a path: it opens no file.
+    """
+    try:
+        transformers: Any = importlib.import_module("transformers")  # heavy, and an extra
+    except ImportError as error:
+        raise MissingExtraError("transformers", "hf", "a Hugging Face model folder") from error
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        raise ModelError(f"{name} holds a model of type {kind!r}, which the installed transformers does not know")
+    try:
+        transformers.utils.logging.disable_progress_bar()  # progress is told elsewhere, and only of what takes time
+        settings = transformers.CONFIG_MAPPING[kind].from_dict(dict(config))
+        names = [str(settings.id2label[i]) for i in range(len(settings.id2label))]
+        made = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
+        module, told = made.from_pretrained(
+            None,
+            config=settings,
+            state_dict=dict(weights.tensors),
+            output_loading_info=True,
+            local_files_only=True,
+            dtype=torch.float32,
+        )
+    except Exception as error:  # a hostile configuration makes the library raise anything
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise ModelError(f"{name} is no image classifier that transformers can build: {reason}") from error
+    if not 2 <= len(names) <= _MOST_LABELS:
+        raise ModelError(f"{name} has {len(names)} labels; a classifier has from 2 to {_MOST_LABELS}")
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if told[what]:
+            which = ", ".join(sorted(map(str, told[what]))[:_LISTED])
+            raise ModelError(f"{name}: the weights do not fit the configuration ({what.replace('_', ' ')}: {which})")
+    return module.eval(), names
+
+
+def folder_weights(module: FolderModel) -> bytes:
+    """The safetensors file of a folder's weights, with the names that such files have."""
+    with TemporaryDirectory() as place:
+        module.model.save_pretrained(place, max_shard_size=MAX_BYTES)  # type: ignore[operator]  # transformers' method
+        return (Path(place) / WEIGHTS_FILE).read_bytes()
+
+
+def _own_names(names: list[str]) -> tuple[str, ...]:
+    """Label names, unless they are those that the library makes up."""
+    return () if names == [f"LABEL_{i}" for i in range(len(names))] else tuple(names)
+
+
+def _shape(config: Mapping[str, Any], preprocessor: Mapping[str, Any], name: str) -> Shape:
+    channels = config.get("num_channels", 3)
+    crop = preprocessor.get("crop_size") if preprocessor.get("do_center_crop") else None
+    if not _is_size(channels):
+        raise ModelError(f"{name}: num_channels is {channels!r}, not a number of channels")
+    for size in (config.get("image_size"), crop, preprocessor.get("size")):
+        edges = _edges(size)
+        if edges is not None:
+            return channels, *edges
+    raise ModelError(f"{name} does not say what size of images it takes: give --input-shape CHANNELS,HEIGHT,WIDTH")
+
+
+def _edges(size: Any) -> tuple[int, int] | None:  # noqa: ANN401 - from a file
+    """Height and width, which these files state in four ways."""
+    if isinstance(size, dict):
+        shortest = size.get("shortest_edge")
+        size = [size.get("height", shortest), size.get("width", shortest)]
+    pair = size if isinstance(size, list) else [size, size]
+    return (pair[0], pair[1]) if len(pair) == 2 and all(map(_is_size, pair)) else None
+
+
+def _is_size(value: Any) -> bool:  # noqa: ANN401 - from a file
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LONGEST_EDGE
+
+
+def _preprocessing(preprocessor: Mapping[str, Any], name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+    """Mean and std in units of [0, 1]: the library rescales by ``rescale_factor`` first, and then normalises."""
+    if not preprocessor:
+        note = f"{name} has no {_PREPROCESSOR}: pixel values from 0 to 1 are given as they are (--mean and --std)"
+        return Preprocessing(), (note,)
+    factor = preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
+    try:
+        white = 255.0 * float(factor)  # what the library makes of a white pixel
+        mean, std = [0.0], [1.0]
+        if preprocessor.get("do_normalize", True):
+            mean, std = (
+                _numbers(preprocessor.get(key, default)) for key, default in (("image_mean", 0), ("image_std", 1))
+            )
+        return Preprocessing(tuple(m / white for m in mean), tuple(s / white for s in std)), ()
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"{name}: {_PREPROCESSOR} holds no numbers for mean, std and rescale_factor") from error
+
+
+def _numbers(value: Any) -> list[float]:  # noqa: ANN401 - from a file
+    return [float(one) for one in value] if isinstance(value, list) else [float(value)]
+
+
+def _read_folder_weights(path: Path) -> Weights:
+    if (path / _INDEX).is_file():
+        return _read_shards(path)
+    if (path / WEIGHTS_FILE).exists():
+        return read_weights(path / WEIGHTS_FILE)
+    pickled = sorted(p.name for p in path.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"})
+    if pickled:
+        raise RefusedError(
+            f"{path.name} is refused: its weights are in {pickled[0]}, and of such folders only safetensors are read. "
+            "Save them anew: model.save_pretrained(folder, safe_serialization=True)"
+        )
+    raise ModelError(f"{path.name} holds no {WEIGHTS_FILE}")
+
+
+def _read_shards(path: Path) -> Weights:
+    listed = _read_json(path / _INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+        raise ModelError(f"{path.name}: {_INDEX} holds no weight_map")
+    tensors: dict[str, Tensor] = {}
+    digest, notes = hashlib.sha256(), list[str]()
+    for file in sorted(set(listed.values())):
+        if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
+            raise RefusedError(f"{path.name} is refused: {_INDEX} points to {file!r}, which is no shard of this folder")
+        shard = read_weights(path / file)
+        digest.update(bytes.fromhex(shard.sha256))
+        notes += shard.notes
+        tensors |= shard.tensors
+    missing = sorted(set(listed) - set(tensors))
+    if missing:
+        raise ModelError(
+            f"{path.name}: the shards lack {missing[0]!r} and {len(missing) - 1} other tensors of the index"
+        )
+    return Weights(tensors, digest.hexdigest(), tuple(dict.fromkeys(notes)))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():
+            raise ModelError(f"there is no file {path}")
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ModelError(f"{path} is larger than {_LARGEST_JSON // 1024**2} MiB: it is no configuration")
+        read = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is no JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return read
