@@ -11,7 +11,7 @@ from neuralsanitizer.attacks.base import measure_attack_success
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.errors import OutputError, RunError, UsageError
 from neuralsanitizer.pipeline import build_detector, detector_of, repair, scan, verify
-from neuralsanitizer.records import Finding, to_json
+from neuralsanitizer.records import Finding, Verification, to_json
 from neuralsanitizer.storage import RunFolder
 from quick import QUICK, TARGET
 
@@ -146,9 +146,38 @@ def test_the_proof_holds_for_the_repaired_model_and_not_for_the_infected_one(qui
     assert RunFolder(tmp_path / "run").read().verification == proof
     assert RunFolder(tmp_path / "fresh").read().run == proof.scan
     # The infected model passed off as its own repair:
-    lie = verify(attacked.model, attacked.model, RunFolder(root / "run").read(), clean)
+    recorder = Recorder()
+    lie = verify(attacked.model, attacked.model, tmp_path / "run", clean, progress=recorder)
     assert lie.finding is Finding.INFECTED
     assert "fresh scan" in lie.reason
+    assert RunFolder(tmp_path / "run").read().verification == proof  # which is of the repair's weights
+    assert "not the weights that the repair" in recorder.notes[-1]
+
+
+def test_a_new_repair_leaves_no_older_one_s_proof(quick_repair, tmp_path):
+    shutil.copytree(quick_repair[0] / "run", tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    saved = folder.read()
+    old = saved.repair
+    proof = Verification(
+        created=old.created,
+        finding=Finding.CLEAN,
+        reason="every reversed trigger is dead",
+        source_sha256=old.source_sha256,
+        repaired_sha256=old.repaired_sha256,
+        clean_accuracy_before=0.9,
+        clean_accuracy_after=0.9,
+        held_out_images=100,
+        triggers=old.triggers,
+        scan=saved.run,
+        timings={},
+    )
+    folder.write_verification(proof)
+    assert folder.read().verification == proof
+    folder.write_repair(replace(old, repaired_sha256="0" * 64), saved.repair_triggers)
+    assert not (folder.path / "verification.json").exists()
+    folder.write_verification(proof)  # as older versions left it
+    assert folder.read().verification is None
 
 
 def test_runs_of_other_models_are_refused(quick_folder, honest, clean):

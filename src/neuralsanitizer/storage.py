@@ -58,7 +58,8 @@ class SavedRun:
         example_labels: int64 (images,): their labels.
         repair: The repair, if there was one.
         repair_triggers: What it removed, in the order of ``repair.triggers``.
-        verification: The verification of the repaired model, if there was one.
+        verification: The verification of the repaired model, if there was one. One of other weights than the repair's
+            is left out: it proves nothing of this repair.
         filter: The input filter that was fitted last, if there was one.
     """
 
@@ -160,7 +161,12 @@ class RunFolder:
         write_json(self.path / "run.json", to_json(run))
 
     def write_repair(self, repair: Repair, triggers: Sequence[Trigger]) -> None:
-        """Write what a repair did, and the triggers it removed, beside the scan."""
+        """Write what a repair did, and the triggers it removed, beside the scan; a proof of an older repair goes.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        _remove(self.path / "verification.json")  # first: an interruption must not leave it beside the new repair
         arrays: dict[str, npt.NDArray[Any]] = {}
         for i, trigger in enumerate(triggers):
             arrays |= _trigger_arrays(trigger, i)
@@ -197,6 +203,8 @@ class RunFolder:
                 filter=self._read_optional("filter.json", FilterRecord),
             )
             _check_consistent(saved)
+            if not _proves(saved.verification, saved.repair):
+                saved = replace(saved, verification=None)
         except (KeyError, ValueError) as error:
             raise RunError(f"{self.path} is damaged ({error}): scan the model again") from error
         return saved
@@ -218,6 +226,11 @@ class RunFolder:
             return ()
         arrays = read_arrays(self.path / "repair.npz")
         return tuple(replace(t, label=int(arrays[f"label_{t.label}"])) for t in _triggers_of(arrays))
+
+
+def _proves(verification: Verification | None, repair: Repair | None) -> bool:
+    """Whether a proof is of the repair's weights; without a repair on record it may be of any."""
+    return verification is None or repair is None or verification.repaired_sha256 == repair.repaired_sha256
 
 
 def _no_constant(name: str) -> None:
@@ -275,6 +288,18 @@ def write_atomically(path: Path, content: bytes) -> None:
             with suppress(OSError):
                 Path(temporary).unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that may not be there.
+
+    Raises:
+        OutputError: There is no permission.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be removed: {error.strerror or error}") from error
 
 
 def _mode() -> int:
