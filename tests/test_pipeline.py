@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from neuralsanitizer import load_model
 from neuralsanitizer.attacks.base import measure_attack_success
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.errors import OutputError, RunError, UsageError
-from neuralsanitizer.pipeline import build_detector, detector_of, repair, scan, verify
+from neuralsanitizer.pipeline import build_detector, detector_of, repair, scan, scan_many, verify
 from neuralsanitizer.records import Finding, Verification, to_json
 from neuralsanitizer.storage import RunFolder
 from quick import QUICK, TARGET
@@ -100,6 +101,32 @@ def test_an_interrupted_scan_goes_on_where_it_was(quick_folder, attacked, clean,
     for label in range(10):
         close = 0.0 if label not in {4, 6} else 0.15 * before.triggers[label].size
         assert abs(saved.triggers[label].size - before.triggers[label].size) <= close
+
+
+def test_a_finished_scan_that_is_judged_again_stays_as_it_was_written(quick_folder, attacked, clean, tmp_path):
+    shutil.copytree(quick_folder, tmp_path / "run")
+    before = RunFolder(quick_folder).read()
+    options = {"method": NeuralSanitizer(QUICK), "seed": 3, "output": tmp_path / "run", "resume": True}
+    written = (tmp_path / "run" / "run.json").stat().st_mtime_ns
+    assert scan(attacked.model, clean, **options).run == before.run
+    assert (tmp_path / "run" / "run.json").stat().st_mtime_ns == written
+    (tmp_path / "run" / "arrays.npz").write_bytes(b"damaged")
+    again = scan(attacked.model, clean, **options).run
+    assert again.verdict == before.run.verdict
+    assert again.timings != before.run.timings
+    assert RunFolder(tmp_path / "run").read().run == again
+
+
+def test_whatever_goes_wrong_with_one_model_the_next_has_its_turn(tmp_path):
+    def load(path):
+        raise {"a": RuntimeError("no memory"), "b": UsageError("10 names for 12 labels"), "c": MemoryError()}[path.stem]
+
+    entries = list(scan_many([Path("a.pt"), Path("b.pt"), Path("c.pt")], load, output=tmp_path))
+    assert [e.model for e in entries] == ["a.pt", "b.pt", "c.pt"]
+    assert [e.finding for e in entries] == [None] * 3
+    assert [e.reason for e in entries] == ["RuntimeError: no memory", "10 names for 12 labels", "MemoryError: "]
+    with pytest.raises(UsageError, match="unknown preset"):
+        next(scan_many([Path("a.pt")], load, output=tmp_path, preset="magic"))
 
 
 def test_resuming_with_anything_else_is_refused(quick_folder, attacked, honest, clean, tmp_path):

@@ -398,7 +398,7 @@ class IndexEntry:
 
     Attributes:
         model: Its file.
-        folder: Name of its run folder.
+        folder: Name of its run folder; empty if it could not be scanned.
         sha256: Of the file; empty if it could not be read.
         finding: The verdict; ``None`` if it could not be scanned.
         reason: Of the verdict, or why there is none.

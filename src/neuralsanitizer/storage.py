@@ -106,12 +106,13 @@ class RunFolder:
             The folder of the state.
 
         Raises:
-            OutputError: There is something already, and ``resume`` was not asked for.
+            OutputError: There is something already, and ``resume`` was not asked for. What a claim leaves that was
+                interrupted itself does not count.
             RunError: What is there is of another model, data set or configuration.
         """
         lock = self.state / "key"
         if not resume:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and (not self.path.is_dir() or any(map(self._counts, self.path.rglob("*")))):
                 raise OutputError(
                     f"{self.path} exists and is not empty: choose another folder, or go on with --resume if a scan of "
                     "the same model was interrupted there"
@@ -126,6 +127,11 @@ class RunFolder:
                 "these; choose another output folder"
             )
         return self.state
+
+    def _counts(self, path: Path) -> bool:
+        """Whether something in the folder is more than a claim leaves that was interrupted before it had its key."""
+        half_written = path.parent == self.state and path.name.startswith(_temporary_prefix("key"))
+        return not half_written and not (path == self.state and path.is_dir())
 
     def write_run(
         self, run: Run, triggers: Mapping[int, Trigger], examples: Array, example_labels: Sequence[int]
@@ -276,7 +282,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path.name))
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -288,6 +294,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             with suppress(OSError):
                 Path(temporary).unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _temporary_prefix(name: str) -> str:
+    """How the temporary names begin that a file is written under."""
+    return f".{name}."
 
 
 def _remove(path: Path) -> None:

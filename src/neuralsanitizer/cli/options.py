@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +16,9 @@ from neuralsanitizer.config import MfccConfig
 from neuralsanitizer.data import CleanSet, load_clean_set
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models import SuspectModel, architectures, load_model
-from neuralsanitizer.models.loading import parse_device
+from neuralsanitizer.models.loading import check_architecture, parse_device
 
-__all__ = ["EIGHT_BIT", "FailOn", "Format", "clean_set_for", "numbers", "open_model", "parse_mfcc", "shape_of"]
+__all__ = ["EIGHT_BIT", "FailOn", "Format", "clean_set_for", "model_opener", "numbers", "parse_mfcc", "shape_of"]
 
 EIGHT_BIT = (0.0, 255.0)
 """What images of integers have anyway: floats of any range are then told by their values."""
@@ -109,8 +111,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise UsageError(f"{option} takes numbers separated by commas, got {text!r}") from error
 
 
-def open_model(
-    path: Path,
+def model_opener(
     *,
     arch: str | None,
     model_def: str | None,
@@ -121,13 +122,18 @@ def open_model(
     pixel_range: tuple[float, float] | None,
     label_names: Path | None,
     device: str,
-) -> SuspectModel:
-    """Load a model as the shared options say."""
+) -> Callable[[Path], SuspectModel]:
+    """What loads models as the shared options say.
+
+    Raises:
+        UsageError: An option makes no sense, whatever the model is.
+    """
+    check_architecture(arch, model_def)
     shape = numbers(input_shape, "--input-shape")
     if shape is not None and (len(shape) != 3 or any(not (1 <= s <= _LONGEST_EDGE and s.is_integer()) for s in shape)):
         raise UsageError(f"--input-shape takes CHANNELS,HEIGHT,WIDTH, got {input_shape!r}")
-    return load_model(
-        path,
+    return partial(
+        load_model,
         arch=arch,
         model_def=model_def,
         labels=labels,

@@ -28,7 +28,7 @@ from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.models.matching import match
 from neuralsanitizer.storage import write_atomically
 
-__all__ = ["load_model", "parse_device", "save_state_dict", "state_dict_hash"]
+__all__ = ["check_architecture", "load_model", "parse_device", "save_state_dict", "state_dict_hash"]
 
 Shape = tuple[int, int, int]
 _EIGHT_BIT = (0.0, 255.0)
@@ -69,11 +69,7 @@ def load_model(
         RefusedError: Reading the file would run code that came with it.
     """
     path = Path(path)
-    if (arch is None) == (model_def is None):
-        raise UsageError(
-            f"give the architecture: --arch with one of {', '.join(architecture_names())}, or --model-def "
-            "package.module:function for a network of your own (one of the two)"
-        )
+    check_architecture(arch, model_def)
     if labels is not None and labels < 2:
         raise UsageError(f"a classifier has at least two labels, got {labels}")
     weights = read_weights(path)
@@ -101,6 +97,21 @@ def load_model(
         notes=(*weights.notes, *notes, *unit),
         layer_names=layer_names,
     )
+
+
+def check_architecture(arch: str | None, model_def: str | None) -> None:
+    """Refuse what names no architecture, before any file is read.
+
+    Raises:
+        UsageError: Not exactly one of the two is given, or ``arch`` is not in the registry.
+    """
+    if (arch is None) == (model_def is None):
+        raise UsageError(
+            f"give the architecture: --arch with one of {', '.join(architecture_names())}, or --model-def "
+            "package.module:function for a network of your own (one of the two)"
+        )
+    if arch is not None:
+        get_architecture(arch)
 
 
 def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:
