@@ -102,6 +102,14 @@ def test_a_claim_that_was_interrupted_stands_in_nobody_s_way(tmp_path):
         folder.claim("key", resume=False)
 
 
+def test_a_run_folder_knows_its_own_files(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert folder.keeps(tmp_path / "run" / ".." / "run" / "run.json")
+    assert folder.keeps(tmp_path / "run" / "input-filter.json")
+    assert not folder.keeps(tmp_path / "run.json")
+    assert not folder.keeps(tmp_path / "run" / "filter.json")
+
+
 def test_a_folder_without_a_finished_scan_is_no_run(tmp_path):
     with pytest.raises(RunError, match=r"no run\.json"):
         RunFolder(tmp_path).read()

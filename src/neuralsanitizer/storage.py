@@ -11,7 +11,8 @@ Layout::
       repair.json           the Repair record, if the model was repaired
       repair.npz            every trigger that the repair removed: mask_<i>, pattern_<i>, colours_<i>, label_<i>
       verification.json     the Verification record, if the repair was verified
-      filter.json           the FilterRecord, if an input filter was fitted
+      input-filter.json     the FilterRecord, if an input filter was fitted; a filter itself may lie here too, under
+                            any other name: NAME.safetensors with NAME.json
 
 Every file is written under a temporary name, flushed, and moved into place: a reader sees the old file or the new one.
 """
@@ -90,6 +91,11 @@ class RunFolder:
     def state(self) -> Path:
         """Where an interrupted scan keeps what it finished."""
         return self.path / "state"
+
+    def keeps(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a path is that of a file that the folder itself is made of: nothing else may be written there."""
+        path = Path(path)
+        return path.name in _OWN and path.parent.resolve() == self.path.resolve()
 
     def exists(self) -> bool:
         """Whether the folder holds a finished scan."""
@@ -186,7 +192,7 @@ class RunFolder:
 
     def write_filter(self, record: FilterRecord) -> None:
         """Write what an input filter does beside the scan."""
-        write_json(self.path / "filter.json", to_json(record))
+        write_json(self.path / _FILTER, to_json(record))
 
     def read(self) -> SavedRun:
         """Read the folder.
@@ -206,7 +212,7 @@ class RunFolder:
                 repair=self._read_optional("repair.json", Repair),
                 repair_triggers=self._read_repair_triggers(),
                 verification=self._read_optional("verification.json", Verification),
-                filter=self._read_optional("filter.json", FilterRecord),
+                filter=self._read_optional(_FILTER, FilterRecord),
             )
             _check_consistent(saved)
             if not _proves(saved.verification, saved.repair):
@@ -232,6 +238,10 @@ class RunFolder:
             return ()
         arrays = read_arrays(self.path / "repair.npz")
         return tuple(replace(t, label=int(arrays[f"label_{t.label}"])) for t in _triggers_of(arrays))
+
+
+_FILTER = "input-filter.json"
+_OWN = {"run.json", "arrays.npz", "repair.json", "repair.npz", "verification.json", "report.html", _FILTER}
 
 
 def _proves(verification: Verification | None, repair: Repair | None) -> bool:
