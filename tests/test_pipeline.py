@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from neuralsanitizer import load_model
 from neuralsanitizer.attacks.base import measure_attack_success
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.errors import OutputError, RunError, UsageError
-from neuralsanitizer.pipeline import build_detector, detector_of, repair, scan, verify
-from neuralsanitizer.records import Finding, to_json
+from neuralsanitizer.pipeline import build_detector, detector_of, repair, scan, scan_many, verify
+from neuralsanitizer.records import Finding, Verification, to_json
 from neuralsanitizer.storage import RunFolder
 from quick import QUICK, TARGET
 
@@ -102,6 +103,32 @@ def test_an_interrupted_scan_goes_on_where_it_was(quick_folder, attacked, clean,
         assert abs(saved.triggers[label].size - before.triggers[label].size) <= close
 
 
+def test_a_finished_scan_that_is_judged_again_stays_as_it_was_written(quick_folder, attacked, clean, tmp_path):
+    shutil.copytree(quick_folder, tmp_path / "run")
+    before = RunFolder(quick_folder).read()
+    options = {"method": NeuralSanitizer(QUICK), "seed": 3, "output": tmp_path / "run", "resume": True}
+    written = (tmp_path / "run" / "run.json").stat().st_mtime_ns
+    assert scan(attacked.model, clean, **options).run == before.run
+    assert (tmp_path / "run" / "run.json").stat().st_mtime_ns == written
+    (tmp_path / "run" / "arrays.npz").write_bytes(b"damaged")
+    again = scan(attacked.model, clean, **options).run
+    assert again.verdict == before.run.verdict
+    assert again.timings != before.run.timings
+    assert RunFolder(tmp_path / "run").read().run == again
+
+
+def test_whatever_goes_wrong_with_one_model_the_next_has_its_turn(tmp_path):
+    def load(path):
+        raise {"a": RuntimeError("no memory"), "b": UsageError("10 names for 12 labels"), "c": MemoryError()}[path.stem]
+
+    entries = list(scan_many([Path("a.pt"), Path("b.pt"), Path("c.pt")], load, output=tmp_path))
+    assert [e.model for e in entries] == ["a.pt", "b.pt", "c.pt"]
+    assert [e.finding for e in entries] == [None] * 3
+    assert [e.reason for e in entries] == ["RuntimeError: no memory", "10 names for 12 labels", "MemoryError: "]
+    with pytest.raises(UsageError, match="unknown preset"):
+        next(scan_many([Path("a.pt")], load, output=tmp_path, preset="magic"))
+
+
 def test_resuming_with_anything_else_is_refused(quick_folder, attacked, honest, clean, tmp_path):
     shutil.copytree(quick_folder, tmp_path / "run")
     for model, data, seed in ((honest.model, clean, 3), (attacked.model, clean.subset(range(1000)), 3),
@@ -146,9 +173,38 @@ def test_the_proof_holds_for_the_repaired_model_and_not_for_the_infected_one(qui
     assert RunFolder(tmp_path / "run").read().verification == proof
     assert RunFolder(tmp_path / "fresh").read().run == proof.scan
     # The infected model passed off as its own repair:
-    lie = verify(attacked.model, attacked.model, RunFolder(root / "run").read(), clean)
+    recorder = Recorder()
+    lie = verify(attacked.model, attacked.model, tmp_path / "run", clean, progress=recorder)
     assert lie.finding is Finding.INFECTED
     assert "fresh scan" in lie.reason
+    assert RunFolder(tmp_path / "run").read().verification == proof  # which is of the repair's weights
+    assert "not the weights that the repair" in recorder.notes[-1]
+
+
+def test_a_new_repair_leaves_no_older_one_s_proof(quick_repair, tmp_path):
+    shutil.copytree(quick_repair[0] / "run", tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    saved = folder.read()
+    old = saved.repair
+    proof = Verification(
+        created=old.created,
+        finding=Finding.CLEAN,
+        reason="every reversed trigger is dead",
+        source_sha256=old.source_sha256,
+        repaired_sha256=old.repaired_sha256,
+        clean_accuracy_before=0.9,
+        clean_accuracy_after=0.9,
+        held_out_images=100,
+        triggers=old.triggers,
+        scan=saved.run,
+        timings={},
+    )
+    folder.write_verification(proof)
+    assert folder.read().verification == proof
+    folder.write_repair(replace(old, repaired_sha256="0" * 64), saved.repair_triggers)
+    assert not (folder.path / "verification.json").exists()
+    folder.write_verification(proof)  # as older versions left it
+    assert folder.read().verification is None
 
 
 def test_runs_of_other_models_are_refused(quick_folder, honest, clean):

@@ -90,6 +90,26 @@ def test_a_run_folder_is_claimed_once(tmp_path):
         RunFolder(tmp_path / "nothing").claim("key", resume=True)
 
 
+def test_a_claim_that_was_interrupted_stands_in_nobody_s_way(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.state.mkdir(parents=True)
+    (folder.state / ".key.a1b2c3").write_bytes(b"ha")  # as a kill leaves it before the key has its name
+    folder.claim("key", resume=False)
+    folder.claim("key", resume=True)
+    (folder.state / "key").unlink()
+    (folder.state / "label-0.npz").write_bytes(b"")
+    with pytest.raises(OutputError, match="not empty"):
+        folder.claim("key", resume=False)
+
+
+def test_a_run_folder_knows_its_own_files(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert folder.keeps(tmp_path / "run" / ".." / "run" / "run.json")
+    assert folder.keeps(tmp_path / "run" / "input-filter.json")
+    assert not folder.keeps(tmp_path / "run.json")
+    assert not folder.keeps(tmp_path / "run" / "filter.json")
+
+
 def test_a_folder_without_a_finished_scan_is_no_run(tmp_path):
     with pytest.raises(RunError, match=r"no run\.json"):
         RunFolder(tmp_path).read()

@@ -398,7 +398,7 @@ class IndexEntry:
 
     Attributes:
         model: Its file.
-        folder: Name of its run folder.
+        folder: Name of its run folder; empty if it could not be scanned.
         sha256: Of the file; empty if it could not be read.
         finding: The verdict; ``None`` if it could not be scanned.
         reason: Of the verdict, or why there is none.
@@ -525,7 +525,7 @@ class FilteredLabel:
         threshold: Scores above it are flagged.
         clean_images: Clean images judged: by the score ``discriminant`` those that the model sends to the label, by
             ``neural-cleanse`` all.
-        false_alarms: Share of them that is flagged, [0, 1].
+        false_alarms: Share of them that this label flags, [0, 1]; each fifth at the threshold that the other four set.
         false_alarm_interval: Its 95 % interval (Wilson).
         stamped_images: Images stamped with a reversed trigger that the model sends to the label.
         missed: Share of them that passes, [0, 1].
@@ -558,10 +558,12 @@ class FilterRecord:
         wanted_false_alarms: The rate that was asked for, [0, 1], of the clean images judged.
         labels: What it does for each infected label.
         clean_images: Clean images of all labels that it was measured on.
-        false_alarms: Share of these that it flags, [0, 1].
+        false_alarms: Share of these that it flags, [0, 1], measured as for a label.
         false_alarm_interval: Its 95 % interval (Wilson).
-        seconds_per_input: Of the model with the filter.
+        seconds_per_input: Of the model with the filter, many inputs at once.
         seconds_per_input_without: Of the model alone, in the same run.
+        seconds_single: Of the model with the filter, one input a call; 0 where it was not measured.
+        seconds_single_without: Of the model alone, likewise.
         tensors_sha256: Hash of the file with the filter's weights.
     """
 
@@ -579,6 +581,8 @@ class FilterRecord:
     seconds_per_input: float
     seconds_per_input_without: float
     tensors_sha256: str = ""
+    seconds_single: float = 0.0
+    seconds_single_without: float = 0.0
     schema_version: str = SCHEMA_VERSION
 
 

@@ -11,7 +11,8 @@ Layout::
       repair.json           the Repair record, if the model was repaired
       repair.npz            every trigger that the repair removed: mask_<i>, pattern_<i>, colours_<i>, label_<i>
       verification.json     the Verification record, if the repair was verified
-      filter.json           the FilterRecord, if an input filter was fitted
+      input-filter.json     the FilterRecord, if an input filter was fitted; a filter itself may lie here too, under
+                            any other name: NAME.safetensors with NAME.json
 
 Every file is written under a temporary name, flushed, and moved into place: a reader sees the old file or the new one.
 """
@@ -58,7 +59,8 @@ class SavedRun:
         example_labels: int64 (images,): their labels.
         repair: The repair, if there was one.
         repair_triggers: What it removed, in the order of ``repair.triggers``.
-        verification: The verification of the repaired model, if there was one.
+        verification: The verification of the repaired model, if there was one. One of other weights than the repair's
+            is left out: it proves nothing of this repair.
         filter: The input filter that was fitted last, if there was one.
     """
 
@@ -90,6 +92,11 @@ class RunFolder:
         """Where an interrupted scan keeps what it finished."""
         return self.path / "state"
 
+    def keeps(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a path is that of a file that the folder itself is made of: nothing else may be written there."""
+        path = Path(path)
+        return path.name in _OWN and path.parent.resolve() == self.path.resolve()
+
     def exists(self) -> bool:
         """Whether the folder holds a finished scan."""
         return (self.path / "run.json").is_file()
@@ -105,12 +112,13 @@ class RunFolder:
             The folder of the state.
 
         Raises:
-            OutputError: There is something already, and ``resume`` was not asked for.
+            OutputError: There is something already, and ``resume`` was not asked for. What a claim leaves that was
+                interrupted itself does not count.
             RunError: What is there is of another model, data set or configuration.
         """
         lock = self.state / "key"
         if not resume:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and (not self.path.is_dir() or any(map(self._counts, self.path.rglob("*")))):
                 raise OutputError(
                     f"{self.path} exists and is not empty: choose another folder, or go on with --resume if a scan of "
                     "the same model was interrupted there"
@@ -125,6 +133,11 @@ class RunFolder:
                 "these; choose another output folder"
             )
         return self.state
+
+    def _counts(self, path: Path) -> bool:
+        """Whether something in the folder is more than a claim leaves that was interrupted before it had its key."""
+        half_written = path.parent == self.state and path.name.startswith(_temporary_prefix("key"))
+        return not half_written and not (path == self.state and path.is_dir())
 
     def write_run(
         self, run: Run, triggers: Mapping[int, Trigger], examples: Array, example_labels: Sequence[int]
@@ -160,7 +173,12 @@ class RunFolder:
         write_json(self.path / "run.json", to_json(run))
 
     def write_repair(self, repair: Repair, triggers: Sequence[Trigger]) -> None:
-        """Write what a repair did, and the triggers it removed, beside the scan."""
+        """Write what a repair did, and the triggers it removed, beside the scan; a proof of an older repair goes.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        _remove(self.path / "verification.json")  # first: an interruption must not leave it beside the new repair
         arrays: dict[str, npt.NDArray[Any]] = {}
         for i, trigger in enumerate(triggers):
             arrays |= _trigger_arrays(trigger, i)
@@ -174,7 +192,7 @@ class RunFolder:
 
     def write_filter(self, record: FilterRecord) -> None:
         """Write what an input filter does beside the scan."""
-        write_json(self.path / "filter.json", to_json(record))
+        write_json(self.path / _FILTER, to_json(record))
 
     def read(self) -> SavedRun:
         """Read the folder.
@@ -194,9 +212,11 @@ class RunFolder:
                 repair=self._read_optional("repair.json", Repair),
                 repair_triggers=self._read_repair_triggers(),
                 verification=self._read_optional("verification.json", Verification),
-                filter=self._read_optional("filter.json", FilterRecord),
+                filter=self._read_optional(_FILTER, FilterRecord),
             )
             _check_consistent(saved)
+            if not _proves(saved.verification, saved.repair):
+                saved = replace(saved, verification=None)
         except (KeyError, ValueError) as error:
             raise RunError(f"{self.path} is damaged ({error}): scan the model again") from error
         return saved
@@ -218,6 +238,15 @@ class RunFolder:
             return ()
         arrays = read_arrays(self.path / "repair.npz")
         return tuple(replace(t, label=int(arrays[f"label_{t.label}"])) for t in _triggers_of(arrays))
+
+
+_FILTER = "input-filter.json"
+_OWN = {"run.json", "arrays.npz", "repair.json", "repair.npz", "verification.json", "report.html", _FILTER}
+
+
+def _proves(verification: Verification | None, repair: Repair | None) -> bool:
+    """Whether a proof is of the repair's weights; without a repair on record it may be of any."""
+    return verification is None or repair is None or verification.repaired_sha256 == repair.repaired_sha256
 
 
 def _no_constant(name: str) -> None:
@@ -263,7 +292,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path.name))
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -275,6 +304,23 @@ def write_atomically(path: Path, content: bytes) -> None:
             with suppress(OSError):
                 Path(temporary).unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _temporary_prefix(name: str) -> str:
+    """How the temporary names begin that a file is written under."""
+    return f".{name}."
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that may not be there.
+
+    Raises:
+        OutputError: There is no permission.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be removed: {error.strerror or error}") from error
 
 
 def _mode() -> int:

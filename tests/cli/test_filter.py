@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from neuralsanitizer import load_filter
 from program import run
 from quick import TARGET
 
@@ -89,6 +90,63 @@ def test_nothing_is_overwritten_unasked(files, fitted):
     outcome = run("filter", "fit", files.attacked, *options)
     assert outcome.code == 3
     assert "--force" in outcome.stderr
+
+
+def test_neither_the_run_nor_the_model_nor_a_record_is_overwritten(files, fitted, tmp_path):
+    folder = shutil.copytree(fitted[2], tmp_path / "run")
+    before = {path: path.read_bytes() for path in (*folder.glob("*.*"), files.attacked)}
+    (tmp_path / "g.json").write_text("mine")
+    options = ("--run", folder, "--data", files.clean, "--output")
+    for output, reason in (
+        ("g.safetensors", "g.json exists"),
+        (folder / "run.safetensors", "run.json exists"),
+        (files.attacked, "exists"),
+    ):
+        outcome = run("filter", "fit", files.attacked, *options, output)
+        assert (outcome.code, outcome.stdout) == (3, "")
+        assert reason in outcome.stderr
+    for output, reason in (
+        (folder / "run.safetensors", "a file of the run itself"),
+        (folder / "input-filter.safetensors", "a file of the run itself"),
+        (files.attacked, "is the model itself"),
+    ):
+        outcome = run("filter", "fit", files.attacked, *options, output, "--force")
+        assert (outcome.code, outcome.stdout) == (3, "")
+        assert reason in outcome.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert (tmp_path / "g.json").read_text() == "mine"
+
+
+def test_a_filter_may_lie_in_its_run_folder(files, fitted, inputs, tmp_path):
+    folder = shutil.copytree(fitted[2], tmp_path / "run")
+    fit = ("filter", "fit", files.attacked, "--run", folder, "--data", files.clean, "--output")
+    assert run(*fit, folder / "filter.safetensors").code == 0
+    assert run(*fit, "another.safetensors", "--score", "neural-cleanse").code == 0
+    apply = ("filter", "apply", files.attacked, "--run", folder, "--filter", folder / "filter.safetensors")
+    assert run(*apply, "--data", inputs / "inputs.npz", "--output", "parted").code == 1
+    outcome = run(*apply, "--data", inputs / "inputs.npz", "--output", folder)
+    assert outcome.code == 3
+    assert "belongs to the filter itself" in outcome.stderr
+    assert load_filter(folder / "filter.safetensors").record.score == "discriminant"
+
+
+def test_a_run_of_another_model_is_refused(files, fitted, sound, inputs):
+    """Its preprocessing would be used in silence."""
+    options = ("--run", sound[1], "--filter", fitted[1], "--data", inputs / "inputs.npz")
+    outcome = run("filter", "apply", files.attacked, *options)
+    assert (outcome.code, outcome.stdout) == (3, "")
+    assert "the run is of another model" in outcome.stderr
+
+
+def test_a_file_s_name_does_not_pass_for_two(files, fitted, inputs, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    hostile = "a\nstamped.png\u2028b\x1b[31m.png"
+    shutil.copy(next((inputs / "pictures").glob("clean-*.png")), tmp_path / "pictures" / hostile)
+    options = ("--run", fitted[2], "--filter", fitted[1], "--data", "pictures", "--output", "parted")
+    assert run("filter", "apply", files.attacked, *options).code == 0
+    lines = (tmp_path / "parted" / "accepted.txt").read_text().splitlines()
+    assert lines == [r"a\nstamped.png\u2028b\x1b[31m.png"]
+    assert json.loads((tmp_path / "parted" / "filter.json").read_text())["accepted"] == [hostile]
 
 
 def test_an_unknown_score_is_named_with_the_known(files, fitted):

@@ -68,6 +68,7 @@ def print_json(data: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """End a command with the exit code of what went wrong, and one line that says it; no traceback.
 
+    A command may raise a ``KeyboardInterrupt`` of its own, whose message says how to go on.
     Set ``NEURALSANITIZER_DEBUG`` to see the traceback of an internal error.
     """
 
@@ -80,7 +81,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             stderr().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            stderr().print("interrupted; a scan with --output keeps its finished labels: go on with --resume")
+            advice = str(error) or "a scan with --output keeps its finished labels: go on with --resume"
+            stderr().print(f"interrupted; {escape(advice)}", highlight=False, soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from error
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -124,7 +126,7 @@ class RichProgress:
 
     def note(self, message: str) -> None:
         """Say something above the bars."""
-        self._bars.console.print(escape(message), highlight=False)
+        self._bars.console.print(escape(clean_text(message, _LONGEST)), highlight=False)
 
     def _finish(self) -> None:
         if self._task is not None:  # a stage may end early: what it did not need counts as done

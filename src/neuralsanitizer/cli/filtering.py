@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,9 @@ from neuralsanitizer.cli.scan import write_page
 from neuralsanitizer.config import FilterConfig
 from neuralsanitizer.data import load_inputs
 from neuralsanitizer.errors import OutputError, UsageError
-from neuralsanitizer.mitigation.filtering import SCORES, GuardedModel, load_filter
+from neuralsanitizer.mitigation.filtering import SCORES, GuardedModel, filter_files, load_filter
 from neuralsanitizer.pipeline import guard
+from neuralsanitizer.pipeline.common import check_same_model
 from neuralsanitizer.records import to_json
 from neuralsanitizer.storage import RunFolder, write_atomically, write_json
 
@@ -55,8 +57,11 @@ def fit_command(
     """
     if score not in SCORES:
         raise UsageError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
-    if output.exists() and not force:
-        raise OutputError(f"{output} exists: choose another file, or overwrite it with --force")
+    for path in filter_files(output):
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists: choose another file, or overwrite it with --force")
+        if path.exists() and model.exists() and path.samefile(model):
+            raise OutputError(f"{path} is the model itself, which stays as it is: choose another file")
     saved = RunFolder(run).read()
     suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
     clean = clean_set_of_run(suspect, saved, data, limit, seed)
@@ -90,8 +95,13 @@ def apply_command(
 
     Exit codes: 0 all accepted, 1 some rejected, 2 usage, 3 input unreadable, 5 internal error.
     """
+    _, described = filter_files(filter_)
+    parted_into = None if output is None else output / "filter.json"
+    if parted_into is not None and parted_into.exists() and described.exists() and parted_into.samefile(described):
+        raise OutputError(f"{parted_into} belongs to the filter itself: choose another folder")
     saved = RunFolder(run).read()
     suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
+    check_same_model(suspect, saved)  # another run's preprocessing would make other inputs of the same pictures
     guarded_model = GuardedModel(suspect, load_filter(filter_))
     stated = saved.run.model.pixel_range
     inputs = load_inputs(
@@ -107,10 +117,10 @@ def apply_command(
         "accepted": [name for name, bad in zip(inputs.names, flagged, strict=True) if not bad],
         "rejected": [name for name, bad in zip(inputs.names, flagged, strict=True) if bad],
     }
-    if output is not None:
+    if output is not None and parted_into is not None:
         for name, listed in parted.items():
-            write_atomically(output / f"{name}.txt", "".join(f"{line}\n" for line in listed).encode())
-        write_json(output / "filter.json", {**parted, "filter": to_json(guarded_model.record)})
+            write_atomically(output / f"{name}.txt", "".join(f"{_on_one_line(line)}\n" for line in listed).encode())
+        write_json(parted_into, {**parted, "filter": to_json(guarded_model.record)})
     if format_ is o.Format.JSON:
         print_json({**parted, "notes": list(inputs.notes)})
     else:
@@ -119,3 +129,10 @@ def apply_command(
 
 
 _BATCH = 500
+
+
+def _on_one_line(name: str) -> str:
+    """A file's name with control characters and line breaks as escapes: it must not pass for two."""
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in {"Cc", "Zl", "Zp"} else c for c in name
+    )

@@ -13,9 +13,10 @@ from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import guarded, print_json, progress_bar, stderr, stdout
 from neuralsanitizer.cli.scan import write_page
 from neuralsanitizer.data import CleanSet
-from neuralsanitizer.errors import UsageError
+from neuralsanitizer.errors import RunError, UsageError
 from neuralsanitizer.execution.executors import executor_named
-from neuralsanitizer.models import SuspectModel
+from neuralsanitizer.execution.progress import Progress
+from neuralsanitizer.models import SuspectModel, is_model_folder
 from neuralsanitizer.pipeline import scan_many
 from neuralsanitizer.records import Finding, IndexEntry, to_json
 from neuralsanitizer.storage import RunFolder, write_atomically, write_json
@@ -61,19 +62,22 @@ def scan_many_command(
     if model_def is not None and input_shape is None:
         input_shape = o.shape_of(data, pixel_range, speech)
 
+    # Here, not model by model: what is wrong for all of them ends the command.
+    opened = o.model_opener(
+        arch=arch,
+        model_def=model_def,
+        labels=labels,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        pixel_range=pixel_range,
+        label_names=label_names,
+        device=device,
+        paths=files,
+    )
+
     def load(path: Path) -> tuple[SuspectModel, CleanSet]:
-        suspect = o.open_model(
-            path,
-            arch=arch,
-            model_def=model_def,
-            labels=labels,
-            input_shape=input_shape,
-            mean=mean,
-            std=std,
-            pixel_range=pixel_range,
-            label_names=label_names,
-            device=device,
-        )
+        suspect = opened(path)
         key = (*suspect.input_shape, suspect.labels)
         if key not in clean_sets:
             clean_sets[key] = o.clean_set_for(
@@ -82,24 +86,30 @@ def scan_many_command(
         return suspect, clean_sets[key]
 
     entries: list[IndexEntry] = []
-    with closing(executor_named(executor, workers=workers, address=ray_address)) as where, progress_bar() as progress:
-        for entry in scan_many(
-            files,
-            load,
-            output=output,
-            method=method,
-            preset=preset,
-            seed=seed,
-            cache=cache,
-            executor=where,
-            progress=progress,
+    try:
+        with (
+            closing(executor_named(executor, workers=workers, address=ray_address)) as where,
+            progress_bar() as progress,
         ):
-            entries.append(entry)
-            if entry.finding is not None:
-                write_page(RunFolder(output / entry.folder).read(), output / entry.folder / "report.html")
-            # After every model: an interrupted night leaves an index of what is done.
-            write_json(output / "index.json", {"models": to_json(entries)})
-            write_atomically(output / "index.html", report.render_index(entries).encode("utf-8"))
+            for entry in scan_many(
+                files,
+                load,
+                output=output,
+                method=method,
+                preset=preset,
+                seed=seed,
+                cache=cache,
+                executor=where,
+                progress=progress,
+            ):
+                entries.append(entry)
+                if entry.finding is not None:
+                    _write_report(output / entry.folder, progress)
+                # After every model: an interrupted night leaves an index of what is done.
+                write_json(output / "index.json", {"models": to_json(entries)})
+                write_atomically(output / "index.html", report.render_index(entries).encode("utf-8"))
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("what is finished is kept: the same command goes on with the rest") from error
     if format_ is o.Format.JSON:
         print_json({"models": to_json(entries), "index": str(output / "index.html")})
     else:
@@ -109,19 +119,30 @@ def scan_many_command(
     raise typer.Exit(next((code for finding, code in _CODES if finding in findings), 0))
 
 
+def _write_report(folder: Path, progress: Progress) -> None:
+    """Write the page of a run, with what was added to its folder since; damage to that is told, and ends nothing."""
+    try:
+        write_page(RunFolder(folder).read(), folder / "report.html")
+    except RunError as error:
+        progress.note(f"no report is written: {error}")
+
+
 _CODES = ((Finding.INFECTED, 1), (None, 3), (Finding.INCONCLUSIVE, 4))
 
 
 def _files(models: list[Path]) -> list[Path]:
-    """The weights files of all arguments, each once.
+    """The models of all arguments, each once: weights files, and model folders, whose files are no models of their own.
 
     Raises:
         UsageError: There is none.
     """
     found: list[Path] = []
     for path in models:
-        inside = path.rglob("*") if path.is_dir() else [path]
-        found += sorted(file for file in inside if file == path or (file.is_file() and file.suffix.lower() in _WEIGHTS))
+        inside = sorted(path.rglob("*")) if path.is_dir() else []
+        folders = [one for one in (path, *inside) if is_model_folder(one)]
+        files = [one for one in inside if one.is_file() and one.suffix.lower() in _WEIGHTS]
+        found += folders + [one for one in files if not any(folder in one.parents for folder in folders)]
+        found += [] if path.is_dir() else [path]
     unique = list(dict.fromkeys(found))
     if not unique:
         raise UsageError(f"no weights file (*{', *'.join(sorted(_WEIGHTS))}) in {', '.join(map(str, models))}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,8 @@ import typer
 from neuralsanitizer.config import MfccConfig
 from neuralsanitizer.data import CleanSet, load_clean_set
 from neuralsanitizer.errors import UsageError
-from neuralsanitizer.models import SuspectModel, architectures, load_model
-from neuralsanitizer.models.loading import parse_device
+from neuralsanitizer.models import SuspectModel, architectures, is_model_folder, load_model
+from neuralsanitizer.models.loading import check_architecture, parse_device
 from neuralsanitizer.report import FileFormat
 
 __all__ = [
@@ -24,8 +25,8 @@ __all__ = [
     "Format",
     "RunFormat",
     "clean_set_for",
+    "model_opener",
     "numbers",
-    "open_model",
     "parse_mfcc",
     "shape_of",
     "split_formats",
@@ -63,7 +64,10 @@ class FailOn(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
-ModelArgument = Annotated[Path, typer.Argument(help="Weights: safetensors, or a PyTorch state_dict.", metavar="MODEL")]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(help="Weights: safetensors, a PyTorch state_dict, or a Hugging Face model folder.", metavar="MODEL"),
+]
 ArchOption = Annotated[str | None, typer.Option("--arch", help=f"Architecture: {', '.join(architectures.names())}.")]
 ModelDefOption = Annotated[
     str | None,
@@ -146,8 +150,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise UsageError(f"{option} takes numbers separated by commas, got {text!r}") from error
 
 
-def open_model(
-    path: Path,
+def model_opener(
     *,
     arch: str | None,
     model_def: str | None,
@@ -158,13 +161,24 @@ def open_model(
     pixel_range: tuple[float, float] | None,
     label_names: Path | None,
     device: str,
-) -> SuspectModel:
-    """Load a model as the shared options say."""
+    paths: Sequence[Path],
+) -> Callable[[Path], SuspectModel]:
+    """What loads models as the shared options say.
+
+    Args:
+        paths: The models; folders among them name their architecture themselves.
+
+    Raises:
+        UsageError: An option makes no sense, whatever the model is.
+    """
+    folders = [path for path in paths if is_model_folder(path)]
+    if len(folders) < len(paths):
+        check_architecture(arch, model_def)
     shape = numbers(input_shape, "--input-shape")
     if shape is not None and (len(shape) != 3 or any(not (1 <= s <= _LONGEST_EDGE and s.is_integer()) for s in shape)):
         raise UsageError(f"--input-shape takes CHANNELS,HEIGHT,WIDTH, got {input_shape!r}")
-    return load_model(
-        path,
+    opened = partial(
+        load_model,
         arch=arch,
         model_def=model_def,
         labels=labels,
@@ -175,6 +189,9 @@ def open_model(
         label_names=_read_names(label_names),
         device=str(parse_device(device)),
     )
+    if len(paths) > len(folders) > 0:  # the architecture that was given is the files'
+        return lambda path: opened(path, arch=None, model_def=None) if is_model_folder(path) else opened(path)
+    return opened
 
 
 def parse_mfcc(text: str | None) -> MfccConfig | None:

@@ -17,6 +17,7 @@ from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.executors import executor_named
 from neuralsanitizer.pipeline import scan
 from neuralsanitizer.records import Finding
+from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import SavedRun, write_atomically
 
 __all__ = ["scan_command", "write_page", "write_report"]
@@ -71,8 +72,7 @@ def scan_command(
     if model_def is not None and input_shape is None:
         input_shape = o.shape_of(data, pixel_range, speech)
         stderr().print(f"note: images of shape {input_shape} as in the clean set (say otherwise with --input-shape)")
-    suspect = o.open_model(
-        model,
+    suspect = o.model_opener(
         arch=arch,
         model_def=model_def,
         labels=labels,
@@ -82,12 +82,13 @@ def scan_command(
         pixel_range=pixel_range,
         label_names=label_names,
         device=device,
-    )
+        paths=[model],
+    )(model)
     for note in suspect.notes:
-        stderr().print(f"note: {note}", markup=False, highlight=False)
+        stderr().print(f"note: {clean_text(note, 1000)}", markup=False, highlight=False)
     clean = o.clean_set_for(suspect, data, pixel_range=pixel_range, limit=limit, seed=seed, speech=speech)
     for note in clean.notes:
-        stderr().print(f"note: {note}", markup=False, highlight=False)
+        stderr().print(f"note: {clean_text(note, 1000)}", markup=False, highlight=False)
     folder = output or _default_folder(model)
     with closing(executor_named(executor, workers=workers, address=ray_address)) as where, progress_bar() as progress:
         saved = scan(

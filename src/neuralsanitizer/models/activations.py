@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from neuralsanitizer.models.layers import Layer, layers_of
 __all__ = [
     "LastConvolution",
     "Watched",
+    "fed",
+    "keep_what_feeds",
     "last_convolution",
     "last_dense",
     "parameters_from",
@@ -58,6 +61,36 @@ def watched_module(model: SuspectModel, name: str) -> Iterator[Watched]:
         yield kept
     finally:
         handle.remove()
+
+
+_FED: ContextVar[dict[nn.Module, Tensor] | None] = ContextVar("_FED", default=None)
+
+
+def keep_what_feeds(module: nn.Module) -> None:
+    """Have a module tell what it is fed with, to whoever asks by :func:`fed`; to all others it does nothing new.
+
+    For good: a hook that comes and goes with every call would be seen by the calls of other threads.
+    """
+    if _tell not in module._forward_pre_hooks.values():  # noqa: SLF001 - torch has no public way to ask
+        module.register_forward_pre_hook(_tell)
+
+
+@contextmanager
+def fed() -> Iterator[dict[nn.Module, Tensor]]:
+    """By module, the first input float32 that this thread feeds it with while the context lasts."""
+    kept: dict[nn.Module, Tensor] = {}
+    token = _FED.set(kept)
+    try:
+        yield kept
+    finally:
+        _FED.reset(token)
+
+
+def _tell(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """The hook: a function of this module, so that a network that has it can be copied and pickled."""
+    kept = _FED.get()
+    if kept is not None:
+        kept.setdefault(module, inputs[0].float())
 
 
 def parameters_from(model: SuspectModel, first: int) -> list[nn.Parameter]:

@@ -29,7 +29,7 @@ from neuralsanitizer.models.hub import WEIGHTS_FILE, FolderModel, folder_weights
 from neuralsanitizer.models.matching import match
 from neuralsanitizer.storage import write_atomically
 
-__all__ = ["load_model", "parse_device", "save_state_dict", "state_dict_hash"]
+__all__ = ["check_architecture", "load_model", "parse_device", "save_state_dict", "state_dict_hash"]
 
 Shape = tuple[int, int, int]
 _EIGHT_BIT = (0.0, 255.0)
@@ -78,11 +78,7 @@ def load_model(
                 f"{path} is a model folder, which names its own architecture: leave --arch and --model-def out"
             )
         return _from_folder(path, labels, input_shape, (mean, std, pixel_range), label_names, device)
-    if (arch is None) == (model_def is None):
-        raise UsageError(
-            f"give the architecture: --arch with one of {', '.join(architecture_names())}, or --model-def "
-            "package.module:function for a network of your own (one of the two)"
-        )
+    check_architecture(arch, model_def)
     if labels is not None and labels < 2:
         raise UsageError(f"a classifier has at least two labels, got {labels}")
     weights = read_weights(path)
@@ -136,6 +132,21 @@ def _from_folder(
         device=torch.device(device),
         notes=(*found.notes, *unit),
     )
+
+
+def check_architecture(arch: str | None, model_def: str | None) -> None:
+    """Refuse what names no architecture, before any file is read.
+
+    Raises:
+        UsageError: Not exactly one of the two is given, or ``arch`` is not in the registry.
+    """
+    if (arch is None) == (model_def is None):
+        raise UsageError(
+            f"give the architecture: --arch with one of {', '.join(architecture_names())}, or --model-def "
+            "package.module:function for a network of your own (one of the two)"
+        )
+    if arch is not None:
+        get_architecture(arch)
 
 
 def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:

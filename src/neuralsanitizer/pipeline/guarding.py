@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from neuralsanitizer.config import FilterConfig
 from neuralsanitizer.data.clean_set import CleanSet
-from neuralsanitizer.errors import UsageError
-from neuralsanitizer.mitigation.filtering import InputFilter, fit_filter, save_filter
+from neuralsanitizer.errors import OutputError, UsageError
+from neuralsanitizer.mitigation.filtering import InputFilter, filter_files, fit_filter, save_filter
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.pipeline.common import check_same_model, open_run
 from neuralsanitizer.storage import SavedRun
@@ -28,7 +29,7 @@ def guard(
 
     Args:
         model: The model that was scanned.
-        run: The scan, or its folder; in its folder the filter's record is kept for the report.
+        run: The scan, or its folder; in its folder a copy of the filter's record is kept for the report.
         clean: Clean images; the same set as for the scan, or another of the task.
         output: ``NAME.safetensors`` to write the filter to, with ``NAME.json`` beside it.
         config: Score and false-alarm rate.
@@ -36,10 +37,14 @@ def guard(
 
     Raises:
         RunError: The run is of another model.
-        UsageError: The run found no infected label.
+        UsageError: The run found no infected label, or ``output`` has another name.
+        OutputError: ``output`` is a file of the run itself, or cannot be written.
         NeuralSanitizerError: As :func:`neuralsanitizer.mitigation.filtering.fit_filter`.
     """
     folder, saved = open_run(run)
+    for path in () if output is None else filter_files(output):  # before the work, not after it
+        if folder is not None and folder.keeps(path):
+            raise OutputError(f"{path} is a file of the run itself: choose another name for the filter")
     check_same_model(model, saved)
     infected = saved.run.verdict.infected_labels
     if not infected:
@@ -47,7 +52,7 @@ def guard(
     triggers = saved.repair_triggers or [saved.triggers[label] for label in infected]
     filter_ = fit_filter(model, triggers, clean, config=config, seed=seed)
     if output is not None:
-        save_filter(filter_, output)
+        filter_ = replace(filter_, record=save_filter(filter_, output))
     if folder is not None:
         folder.write_filter(filter_.record)
     return filter_

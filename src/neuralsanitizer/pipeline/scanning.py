@@ -15,7 +15,7 @@ from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.base import Detector
 from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
-from neuralsanitizer.errors import UsageError
+from neuralsanitizer.errors import RunError, UsageError
 from neuralsanitizer.execution.executors import Executor
 from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.execution.store import FolderStore, MemoryStore, Store
@@ -98,6 +98,9 @@ def scan(
 ) -> SavedRun:
     """Examine a model for backdoors.
 
+    A finished scan that ``resume`` finds in ``output`` is judged again from what it kept. Where that changes nothing,
+    it stays as it was written: with its time, its timings and its environment.
+
     Args:
         model: The model.
         clean: Clean images with labels, of the task that the model was trained for.
@@ -121,9 +124,12 @@ def scan(
     model.sha256 = model.sha256 or state_dict_hash(model.module)
     data = clean.record(model.labels)
     store: Store = MemoryStore()
+    before: Run | None = None
     if output is not None:
+        folder = RunFolder(output)
         key = resume_key(model.record(), data, detector.settings, detector.name, seed)
-        store = FolderStore(RunFolder(output).claim(key, resume=resume))
+        store = FolderStore(folder.claim(key, resume=resume))
+        before = _finished(folder)
     found = detector.scan(model, clean, seed=seed, labels=labels, progress=progress, store=store, executor=executor)
     run = Run(
         created=now(),
@@ -140,10 +146,26 @@ def scan(
         timings=dict(found.timings),
     )
     examples = _examples(clean, seed)
+    if before is not None and _outcome(before) == _outcome(run):
+        return SavedRun(before, found.triggers, to_picture(examples.images.numpy()), examples.labels.numpy())
     saved = SavedRun(run, found.triggers, to_picture(examples.images.numpy()), examples.labels.numpy())
     if output is not None:
         RunFolder(output).write_run(run, found.triggers, examples.images.numpy(), examples.labels.tolist())
     return saved
+
+
+def _finished(folder: RunFolder) -> Run | None:
+    """The run that a folder holds whole; ``None`` if there is none, or it is damaged and has to be written anew."""
+    try:
+        return folder.read().run if folder.exists() else None
+    except RunError:
+        return None
+
+
+def _outcome(run: Run) -> tuple[object, ...]:
+    """What a run says, whenever and wherever it was made, and whatever the model's file was called."""
+    model = replace(run.model, name="", notes=())
+    return model, run.method, run.preset, run.seed, run.settings, run.self_check, run.references, run.verdict
 
 
 def _examples(clean: CleanSet, seed: int) -> CleanSet:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from neuralsanitizer.config import VerifyConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.execution.progress import Progress
+from neuralsanitizer.execution.progress import NoProgress, Progress
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.pipeline.common import before_and_after, check_same_model, open_run, parted
 from neuralsanitizer.pipeline.scanning import Cache, detector_of, scan
@@ -38,7 +38,8 @@ def verify(
     Args:
         model: The model before repair.
         repaired: The model after it.
-        run: The scan of ``model``, or its folder; in its folder the proof is recorded too.
+        run: The scan of ``model``, or its folder; in its folder the proof is recorded too, unless the repair on record
+            there wrote other weights.
         clean: Clean images.
         config: What counts as proven.
         seed: Of the fresh scan; by default one that the scan of ``model`` did not use.
@@ -76,7 +77,11 @@ def verify(
         scan=fresh.run,
         timings={**fresh.run.timings, "total": time.perf_counter() - started},
     )
-    if folder is not None:
+    if folder is not None and saved.repair is not None and saved.repair.repaired_sha256 != repaired.sha256:
+        (progress or NoProgress()).note(
+            f"these are not the weights that the repair in {folder.path} wrote: the proof is not recorded there"
+        )
+    elif folder is not None:
         folder.write_verification(verification)
     return verification
 
