@@ -1,6 +1,9 @@
 """All executors do the same work with the same result, whatever becomes of their workers."""
 
 import os
+import pickle
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import Deadly, fail, slow, square
+from jobs import ERRORS, Deadly, fail, fail_with, slow, square, unsendable
 from neuralsanitizer.detectors.base import LOST
 from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
@@ -38,6 +41,7 @@ def executor(request):
         # Workers that are no forks find the tests' own modules there.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
         if request.param == "ray":
+            patch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # another cluster's: ray is to start its own all the same
             pytest.importorskip("ray", exc_type=ImportError)
         made = executor_named(request.param, workers=workers)
         yield made
@@ -58,6 +62,28 @@ def test_what_the_job_raises_is_raised(executor):
         list(executor.map(fail, [1, 2, 3, 4], NoProgress()))
 
 
+@pytest.mark.parametrize("name", ["locked", "exacting"])
+def test_an_error_that_cannot_travel_is_raised_all_the_same(executor, name):
+    progress = Notes()
+    with pytest.raises(RuntimeError, match="no way out because of"):
+        list(executor.map(fail_with, [name], progress))
+    assert not progress.notes  # no worker died of it
+
+
+@pytest.mark.parametrize("name", ["extra", "refused", "unjudged"])
+def test_our_own_errors_travel_whole(executor, name):
+    with pytest.raises(type(ERRORS[name])) as caught:
+        list(executor.map(fail_with, [name], NoProgress()))
+    assert str(caught.value) == str(ERRORS[name])
+    assert vars(pickle.loads(pickle.dumps(ERRORS[name]))) == vars(ERRORS[name])
+
+
+@elsewhere
+def test_a_result_that_cannot_travel_is_an_error(executor):
+    with pytest.raises(TypeError, match="lock"):
+        list(executor.map(unsendable, [1], NoProgress()))
+
+
 @elsewhere
 def test_a_shard_whose_worker_dies_is_tried_again(executor, tmp_path):
     progress = Notes()
@@ -73,6 +99,35 @@ def test_a_shard_that_kills_its_workers_is_lost_and_the_others_are_not(executor,
     assert isinstance(done.pop(2), Lost)
     assert done == {1: 1, 3: 3, 4: 4}
     assert len(list(tmp_path.iterdir())) == 2
+
+
+RAY_ALONE = """
+from jobs import slow
+from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.executors import executor_named
+from neuralsanitizer.execution.progress import NoProgress
+
+executor = executor_named("ray", workers=1)
+print(list(executor.map(slow, [7], NoProgress())))
+executor.close()
+try:
+    executor_named("ray", address="nonsense")
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_ray_loses_a_shard_that_it_kills_for_its_memory_and_tells_a_wrong_address():
+    """In a process of its own: this one may be connected to a cluster already."""
+    pytest.importorskip("ray", exc_type=ImportError)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    least = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}  # any machine uses more
+    environment = {**os.environ, "PYTHONPATH": path, **least}
+    command = [sys.executable, "-c", RAY_ALONE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert "[(7, Lost(reason='a worker died (OutOfMemoryError)'))]" in done.stdout, done.stderr
+    assert "no Ray cluster answers at nonsense (" in done.stdout, done.stderr
+    assert "leave --ray-address out" in done.stdout
 
 
 @pytest.mark.parametrize("method", ["neural-sanitizer", "neural-cleanse"])

@@ -69,6 +69,10 @@ class CannotJudgeError(Exception):
         super().__init__(reason)
         self.references = references
 
+    def __reduce__(self) -> tuple[type[CannotJudgeError], tuple[str, tuple[ReferenceRecord, ...]]]:
+        """Pickled by what it was made of: workers hand it to the process that asked."""
+        return type(self), (str(self), self.references)
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
