@@ -1,5 +1,6 @@
 """All executors do the same work with the same result, whatever becomes of their workers."""
 
+import copy
 import os
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jobs import ERRORS, Deadly, fail, fail_with, slow, square, unsendable
 from neuralsanitizer.detectors.base import LOST
@@ -19,6 +21,7 @@ from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.executors import EXECUTORS, Lost, ProcessExecutor, executor_named
 from neuralsanitizer.execution.progress import NoProgress
 from neuralsanitizer.execution.store import FolderStore
+from neuralsanitizer.pipeline import scan
 from neuralsanitizer.records import Finding
 from quick import QUICK, QUICK_CLEANSE, TARGET
 
@@ -207,6 +210,17 @@ def _children():
     task = Path(f"/proc/self/task/{os.getpid()}/children")
     names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in task.read_text().split()]
     return [name for name in names if b"pytest" in name]
+
+
+@elsewhere
+def test_a_model_on_a_gpu_is_refused_before_any_work(executor, attacked, clean, tmp_path):
+    on_gpu = copy.copy(attacked.model)
+    on_gpu.device = torch.device("cuda")  # as --device auto has it; no GPU is touched
+    with pytest.raises(UsageError, match=f"{executor.name} works on the CPU alone, .* on cuda: use --device cpu, or"):
+        NeuralSanitizer(FEW).scan(on_gpu, clean, executor=executor)
+    with pytest.raises(UsageError, match="--executor local"):
+        scan(on_gpu, clean, executor=executor, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ __all__ = [
     "Evidence",
     "Make",
     "Scan",
+    "check_device",
     "worked_on",
 ]
 
@@ -246,9 +247,10 @@ class Detector(ABC):
         Raises:
             DataError: The clean set has another shape than the model's input, or labels that the model does not have.
             ModelError: The model gives no finite row of logits an image.
-            UsageError: ``labels`` names one that the model does not have.
+            UsageError: ``labels`` names one that the model does not have, or the executor cannot work where it is.
         """
         started = time.perf_counter()
+        check_device(suspect, executor)
         wanted = _validate(suspect, clean, labels)
         suspect.recognise_output(clean.images[:8])
         check = self_check(suspect, clean, self.self_check_config)
@@ -487,6 +489,21 @@ def _better_input(suspect: SuspectModel, clean: CleanSet, needed: float) -> str:
     if channels > 1 and suspect.accuracy(images.flip(1), labels) >= needed:
         return "with the channels in reverse order it does its job: it was trained on BGR images, not RGB"
     return ""
+
+
+def check_device(suspect: SuspectModel, executor: Executor | None) -> None:
+    """Refuse to have other processes work on a model that is not on the CPU.
+
+    A fork cannot use what its parent began on a GPU, and Ray gives its tasks cores, no GPU.
+
+    Raises:
+        UsageError: They would have to.
+    """
+    if executor is not None and not executor.in_process and suspect.device.type != "cpu":
+        raise UsageError(
+            f"the executor {executor.name} works on the CPU alone, and the model is on {suspect.device}: "
+            "use --device cpu, or --executor local"
+        )
 
 
 def _validate(suspect: SuspectModel, clean: CleanSet, labels: Sequence[int] | None) -> list[int]:
