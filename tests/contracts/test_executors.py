@@ -14,16 +14,18 @@ import pytest
 import torch
 
 from jobs import ERRORS, Deadly, fail, fail_with, slow, square, unsendable
+from neuralsanitizer.config import ScreenConfig
 from neuralsanitizer.detectors.base import LOST
 from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
-from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
+from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer, kept_reference
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.executors import EXECUTORS, Lost, ProcessExecutor, executor_named
 from neuralsanitizer.execution.progress import NoProgress
-from neuralsanitizer.execution.store import FolderStore
+from neuralsanitizer.execution.store import FolderStore, MemoryStore, Part
 from neuralsanitizer.pipeline import scan
 from neuralsanitizer.records import Finding
 from quick import QUICK, QUICK_CLEANSE, TARGET
+from tiny import TINY
 
 FEW = replace(QUICK, reconstruct=replace(QUICK.reconstruct, label_batch=2))
 LABELS = [1, 3, 5, TARGET]
@@ -178,6 +180,30 @@ def test_lost_labels_are_inconclusive_and_examined_when_the_scan_goes_on(attacke
     assert not (tmp_path / "label-3.npz").exists()
     again = NeuralSanitizer(FEW).scan(attacked.model, clean, seed=3, labels=LABELS, executor=executor, store=store)
     assert [f.finding for f in again.verdict.labels].count(Finding.CLEAN) == 3
+
+
+class LethalLooks(NeuralSanitizer):
+    """Its worker dies at every long look."""
+
+    def examine(self, *_):
+        os._exit(9)
+
+
+def test_labels_that_are_lost_do_not_speak_for_those_behind_them(attacked, clean):
+    config = replace(TINY, screen=ScreenConfig(least_labels=2, steps=5, colour_steps=5, batch=2, least_share=0.1))
+    found = LethalLooks(config).scan(attacked.model, clean, labels=LABELS, executor=ProcessExecutor(1))
+    assert all(LOST in f.metrics and f.finding is Finding.INCONCLUSIVE for f in found.verdict.labels)
+
+
+def test_a_reference_that_was_kept_damaged_is_made_again(attacked, clean):
+    store, detector = MemoryStore(), NeuralSanitizer(TINY)
+    before = detector.scan(attacked.model, clean, labels=[1], store=store)
+    name = before.references[0].name
+    store.put(f"reference-{name}", Part({"output.weight": np.zeros(3, np.float32)}, []))
+    store.put("label-1", Part({}, []))
+    again = detector.scan(attacked.model, clean, labels=[1], store=store)
+    assert again.references[0].clean_accuracy == before.references[0].clean_accuracy
+    assert kept_reference(attacked.model, store, name) is not None
 
 
 def test_nothing_is_left_running_when_the_work_is_given_up():

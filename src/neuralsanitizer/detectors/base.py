@@ -17,12 +17,21 @@ import torch
 from neuralsanitizer.config import SelfCheckConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.errors import DataError, UsageError
+from neuralsanitizer.errors import DataError, RunError, UsageError
 from neuralsanitizer.execution.executors import Executor, LocalExecutor, Lost
 from neuralsanitizer.execution.progress import NoProgress, Progress
 from neuralsanitizer.execution.store import MemoryStore, Part, Store
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
-from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, SelfCheck, Trigger, Verdict
+from neuralsanitizer.records import (
+    Finding,
+    LabelFinding,
+    ReferenceRecord,
+    SelfCheck,
+    Trigger,
+    Verdict,
+    from_json,
+    to_json,
+)
 
 __all__ = [
     "GLANCE",
@@ -98,27 +107,67 @@ class Evidence:
             arrays["heat"] = self.trigger.heat
         if self.trigger.colours is not None:
             arrays["colours"] = self.trigger.colours
-        facts = {
-            "label": self.trigger.label,
-            "attack_success": self.attack_success,
-            "transfer": list(self.transfer),
-            "metrics": self.metrics,
-        }
-        return Part(arrays, facts)
+        return Part(arrays, to_json(_Facts(self.trigger.label, self.attack_success, self.transfer, self.metrics)))
 
     @classmethod
-    def kept(cls, store: Store, label: int) -> Evidence | None:
-        """What a scan kept of a label: a long look, or a short one if that was all; ``None`` if nothing."""
-        part = store.get(f"{_LABEL}-{label}") or store.get(f"{GLANCE}-{label}")
-        return None if part is None else cls.from_part(part)
+    def kept(
+        cls, store: Store, label: int, suspect: SuspectModel, kinds: Sequence[str] = (_LABEL, GLANCE)
+    ) -> Evidence | None:
+        """What a scan kept of a label of a model: a long look, or a short one if that was all.
+
+        Args:
+            store: Where it was kept.
+            label: Which.
+            suspect: The model.
+            kinds: Of look, the first of which that is there counts.
+
+        Returns:
+            ``None`` if there is nothing, or nothing that is whole and of this label of such a model.
+        """
+        for kind in kinds:
+            part = store.get(f"{kind}-{label}")
+            try:
+                one = None if part is None else cls.from_part(part)
+            except (RunError, KeyError, ValueError):
+                continue
+            if one is None or not one.fits(label, suspect.input_shape):
+                continue
+            return replace(one, metrics={**one.metrics, SCREENED: 1.0}) if kind == GLANCE else one
+        return None
 
     @classmethod
     def from_part(cls, part: Part) -> Evidence:
-        """What :meth:`to_part` kept."""
-        facts = part.meta
-        arrays = part.arrays
-        trigger = Trigger(facts["label"], arrays["mask"], arrays["pattern"], arrays.get("heat"), arrays.get("colours"))
-        return cls(trigger, facts["attack_success"], tuple(facts["transfer"]), facts["metrics"])
+        """What :meth:`to_part` kept.
+
+        Raises:
+            RunError: The facts are none.
+            KeyError: An array is missing.
+            ValueError: Shapes do not agree.
+        """
+        facts, arrays = from_json(_Facts, part.meta), part.arrays
+        trigger = Trigger(facts.label, arrays["mask"], arrays["pattern"], arrays.get("heat"), arrays.get("colours"))
+        return cls(trigger, facts.attack_success, facts.transfer, facts.metrics)
+
+    def fits(self, label: int, shape: tuple[int, int, int]) -> bool:
+        """Whether it is of a label, of images of a shape (channels, height, width), and holds nothing but numbers."""
+        trigger, (_, *size) = self.trigger, shape
+        arrays = [a for a in (trigger.mask, trigger.pattern, trigger.heat, trigger.colours) if a is not None]
+        return (
+            trigger.label == label
+            and trigger.pattern.shape == shape
+            and (trigger.heat is None or trigger.heat.shape == (*size,))
+            and all(a.dtype == np.float32 and bool(np.isfinite(a).all()) for a in arrays)
+        )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is kept of an evidence beside its arrays."""
+
+    label: int
+    attack_success: float
+    transfer: tuple[float, ...]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,11 +346,8 @@ class Detector(ABC):
 
         Labels whose shard is lost are kept nowhere: they are examined when the scan goes on.
         """
-        found: dict[int, Evidence] = {}
-        for label in labels:
-            part = context.store.get(f"{kind}-{label}")
-            if part is not None:
-                found[label] = Evidence.from_part(part)
+        kept = {label: Evidence.kept(context.store, label, context.suspect, (kind,)) for label in labels}
+        found = {label: evidence for label, evidence in kept.items() if evidence is not None}
         missing = [label for label in labels if label not in found]
         if missing and found:
             context.progress.note(f"{len(found)} of {len(labels)} labels were examined before the interruption")
