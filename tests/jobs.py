@@ -2,9 +2,13 @@
 
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from neuralsanitizer.detectors.base import CannotJudgeError
+from neuralsanitizer.errors import MissingExtraError, RefusedInputError
 
 
 def square(number):
@@ -15,6 +19,38 @@ def fail(number):
     if number == 3:
         raise ValueError("three is too many")
     return number
+
+
+class LockedError(RuntimeError):
+    """Cannot be pickled."""
+
+    def __init__(self, message):
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+class ExactingError(RuntimeError):
+    """Can be pickled, but is not made anew from its message alone."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what} because of {why}")
+
+
+ERRORS = {
+    "locked": LockedError("no way out because of a lock"),
+    "exacting": ExactingError("no way out", "its arguments"),
+    "extra": MissingExtraError("ray", "ray", "no way out"),
+    "refused": RefusedInputError((3, 5)),
+    "unjudged": CannotJudgeError("no way out", ()),
+}
+
+
+def fail_with(name):
+    raise ERRORS[name]
+
+
+def unsendable(_):
+    return threading.Lock()
 
 
 @dataclass(frozen=True)

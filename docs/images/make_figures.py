@@ -151,11 +151,9 @@ def pruning(remedies: Sequence[RemedyScore]) -> None:
 def repairs(remedies: Sequence[RemedyScore]) -> None:
     """The planted trigger's success and the clean accuracy lost, by method."""
     methods = [m for m in ORDER if any(m in r.repairs for r in remedies)]
-    left = [[100 * max(r.repairs[m].score.attack_success) for r in remedies if m in r.repairs] for m in methods]
-    lost = [
-        [100 * (r.clean_accuracy - r.repairs[m].score.clean_accuracy) for r in remedies if m in r.repairs]
-        for m in methods
-    ]
+    scores = [[(r, r.repairs[m].score) for r in remedies if m in r.repairs and r.repairs[m].score] for m in methods]
+    left = [[100 * max(score.attack_success) for _, score in of] for of in scores]
+    lost = [[100 * (r.clean_accuracy - score.clean_accuracy) for r, score in of] for of in scores]
     figure, both = plt.subplots(1, 2, figsize=(7.5, 0.34 * len(methods) + 1), sharey=True)
     for axes, data, colour, what in zip(
         both,

@@ -55,6 +55,11 @@ class MissingExtraError(UsageError):
         )
         self.package = package
         self.extra = extra
+        self.purpose = purpose
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        """Pickled by what it was made of: workers hand it to the process that asked."""
+        return type(self), (self.package, self.extra, self.purpose)
 
 
 class InputError(NeuralSanitizerError):
@@ -95,6 +100,10 @@ class RefusedInputError(NeuralSanitizerError):
             "answers with flags"
         )
         self.rows = rows
+
+    def __reduce__(self) -> tuple[type[RefusedInputError], tuple[tuple[int, ...]]]:
+        """Pickled by what it was made of: workers hand it to the process that asked."""
+        return type(self), (self.rows,)
 
 
 class OutputError(NeuralSanitizerError):

@@ -1,6 +1,7 @@
 """``bench remedies``: what methods, filters and reversed triggers are worth, measured on planted triggers."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from neuralsanitizer.benchmark.remedy_tables import remedies_markdown, remedy_se
 from neuralsanitizer.benchmark.run import Bench, Scanned
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import NoProgress
+from neuralsanitizer.mitigation.prune import Prune
+from neuralsanitizer.pipeline.repairing import _MITIGATIONS
 from neuralsanitizer.storage import RunFolder
 from quick import TARGET
 
@@ -78,6 +81,52 @@ def test_nothing_is_done_twice_and_a_method_can_be_added(bench, score, monkeypat
     assert read_remedies(bench.output) == [score]
     with pytest.raises(AssertionError, match="scanned again"):
         score_remedies(bench, CASE, "neural-sanitizer/default", (*METHODS, "fine-tuning"))
+
+
+def test_another_detector_has_scores_of_its_own(bench, score):
+    cleanse = "neural-cleanse/default"
+    (other,) = score_remedies(bench, CASE, cleanse, ())
+    assert (other.detector, score.detector) == (cleanse, "neural-sanitizer/default")
+    assert other.repairs == {}
+    assert read_remedies(bench.output) == [score]
+    assert read_remedies(bench.output, cleanse) == [other]
+
+
+def test_where_proofs_are_wanted_a_repair_without_one_is_done_again(bench, score):
+    assert score.repairs["pruning"].score.proof is None
+    proving = replace(bench, output=bench.output / "proven", through="verify")
+    shutil.copytree(bench.output / "remedies", proving.output / "remedies")
+    (proven,) = score_remedies(proving, CASE, "neural-sanitizer/default", ("pruning",))
+    assert proven.repairs["pruning"].score.proof is not None
+    assert proven.repairs["unlearning"] == score.repairs["unlearning"]
+    assert tuple(proven.repairs) == METHODS
+
+
+def test_a_method_that_cannot_be_applied_has_no_score_and_counts_in_no_mean(bench, score, monkeypatch):
+    monkeypatch.setitem(_MITIGATIONS, "fine-tuning", lambda _: Prune(config.PruneConfig(layers=())))
+    (with_it,) = score_remedies(bench, CASE, "neural-sanitizer/default", ("fine-tuning",))
+    tried = with_it.repairs["fine-tuning"]
+    assert (tried.score, tried.kept, tried.complete) == (None, "", False)
+    assert "no layer that can be pruned" in tried.reason
+    assert read_remedies(bench.output) == [with_it]
+    alone, both = (
+        remedy_sections([replace(with_it, repairs={"pruning": p}) for p in of])
+        for of in ((score.repairs["pruning"],), (score.repairs["pruning"], tried))
+    )
+    (row,) = alone["remedies"].splitlines()[2:]
+    assert both["remedies"].splitlines()[2:] == [row.replace("| 1 |", "| 1 (not applicable to 1) |", 1)]
+    assert "not applicable" in both["every remedy"]
+    assert "| fine-tuning | 0 (not applicable to 1) | - |" in remedy_sections([with_it])["remedies"]
+
+
+def test_clean_models_are_not_even_scanned(bench, monkeypatch):
+    def fail(*_args):
+        raise AssertionError("scanned")
+
+    monkeypatch.setattr(Bench, "scanned", fail)
+    clean_cases = [case for case in grid.cases("development") if case.backdoors == "clean"]
+    assert clean_cases
+    assert score_remedies(bench, clean_cases, "neural-sanitizer/default", METHODS) == []
 
 
 def test_an_unknown_method_is_refused_before_any_work(bench):

@@ -1,13 +1,16 @@
 """What every detector does before and after its own work."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from neuralsanitizer.config import SelfCheckConfig
 from neuralsanitizer.data import CleanSet
-from neuralsanitizer.detectors.base import CannotJudgeError, Detector, Evidence, model_verdict
+from neuralsanitizer.detectors.base import SCREENED, CannotJudgeError, Detector, Evidence, model_verdict
 from neuralsanitizer.errors import DataError, ModelError, UsageError
+from neuralsanitizer.execution.progress import NoProgress
+from neuralsanitizer.execution.store import MemoryStore, Part
 from neuralsanitizer.models import Preprocessing, SuspectModel
 from neuralsanitizer.records import Finding, LabelFinding, Trigger
 
@@ -21,6 +24,14 @@ class Rows(nn.Module):
 
     def forward(self, images):
         return (images.mean(dim=(1, 3)) + self.shift)[:, self.order] * self.scale
+
+
+class Notes(NoProgress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
 
 
 class Claims(Detector):
@@ -136,6 +147,51 @@ def test_a_label_with_hardly_any_images_is_never_called_infected():
     assert scan.verdict.infected_labels == (4,)
     assert scan.verdict.labels[3].finding is Finding.INCONCLUSIVE
     assert "only 4 clean images" in scan.verdict.labels[3].reason
+
+
+def part(label=5, *, meta=None, success=0.5, size=(10, 10), dtype=np.float32, value=0.0, **arrays):
+    mask, pattern = np.full(size, value, dtype), np.zeros((1, *size), np.float32)
+    facts = {"label": label, "attack_success": success, "transfer": [], "metrics": {}}
+    return Part({"mask": mask, "pattern": pattern, **arrays}, facts if meta is None else meta)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        part(2),
+        part("5"),
+        part(meta=[5]),
+        part(meta={"label": 5}),
+        part(success=None),
+        part(success=float("nan")),
+        part(size=(9, 9)),
+        part(dtype=np.int64),
+        part(value=np.nan),
+        part(heat=np.zeros((3, 3), np.float32)),
+        part(colours=np.zeros((3, 4), np.float32)),
+        part(pattern=np.zeros(3, np.float32)),
+        Part({"mask": np.zeros((10, 10), np.float32)}, part().meta),
+    ],
+)
+def test_a_label_that_was_kept_damaged_is_examined_again(damaged):
+    store = MemoryStore()
+    for label in range(10):
+        store.put(f"label-{label}", part(label))
+    store.put("label-5", damaged)
+    detector, progress = Claims(3), Notes()
+    scan = detector.scan(suspect(), rows(), store=store, progress=progress)
+    assert detector.examined == [[5]]
+    assert [f.label for f in scan.verdict.labels] == list(range(10))
+    assert progress.notes == ["9 of 10 labels were examined before the interruption"]
+    assert Evidence.kept(store, 5, suspect()) is not None
+
+
+def test_a_short_look_that_was_kept_is_known_as_one():
+    store = MemoryStore()
+    store.put("glance-3", part(3))
+    assert Evidence.kept(store, 3, suspect()).metrics == {SCREENED: 1.0}
+    store.put("label-3", part(3))
+    assert Evidence.kept(store, 3, suspect()).metrics == {}
 
 
 def test_a_method_that_cannot_judge_says_so():

@@ -9,6 +9,7 @@ from torch import nn
 from neuralsanitizer.config import NEURAL_CLEANSE_PRESETS, NeuralCleanseConfig
 from neuralsanitizer.detectors.base import SCREENED, Evidence
 from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
+from neuralsanitizer.execution.store import MemoryStore
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.records import Finding, Trigger
 from quick import QUICK_CLEANSE, TARGET
@@ -52,8 +53,8 @@ def judge(sizes, reached=None, config=None, shifts=({},), screened=()):
         hit = 1.0 if reached is None else float(reached[label])
         metrics = {"reached_goal": hit, "checks": 1.0}
         for number, shift in enumerate(shifts):
-            if hit:
-                metrics[f"size_{number}"] = float(size + shift.get(label, 0))
+            if hit and (more := shift.get(label, 0)) is not None:
+                metrics[f"size_{number}"] = float(size + more)
         if label in screened:
             metrics[SCREENED] = 1.0
         evidence.append(Evidence(Trigger(label, mask, mask[None]), 0.99, metrics=metrics))
@@ -110,6 +111,13 @@ def test_a_label_whose_index_is_on_both_sides_of_the_threshold_is_left_open():
     assert verdict.finding is Finding.INCONCLUSIVE
 
 
+def test_a_label_that_not_every_search_could_reach_is_left_open():
+    """The searches that found no mask for it speak against the one that did."""
+    first = judge([16, *SIZES], config=STABLE, shifts=({}, {0: None}, {0: None})).labels[0]
+    assert first.finding is Finding.INCONCLUSIVE
+    assert "found in 1 of 3 searches only" in first.reason
+
+
 def test_every_search_of_a_label_starts_elsewhere(attacked, clean):
     config = replace(QUICK_CLEANSE, checks=12, goal=0.5, restarts=2)
     found = NeuralCleanse(config).scan(attacked.model, clean, labels=[1, TARGET, 3])
@@ -131,9 +139,12 @@ def test_labels_with_a_short_search_alone_are_clean_and_do_not_count():
 
 
 def test_of_many_labels_those_with_the_smallest_masks_are_refined(attacked, clean):
-    config = replace(QUICK_CLEANSE, many=5, short_checks=8, refined=4)
-    found = NeuralCleanse(config).scan(attacked.model, clean, seed=0)
+    config, store = replace(QUICK_CLEANSE, many=5, short_checks=8, refined=4), MemoryStore()
+    found = NeuralCleanse(config).scan(attacked.model, clean, seed=0, store=store)
     refined = [f.label for f in found.verdict.labels if SCREENED not in f.metrics]
     assert len(refined) == 4
     assert TARGET in refined
     assert found.verdict.infected_labels == (TARGET,)
+    # What was kept is judged alike: a label with a short search alone is known by it.
+    kept = [Evidence.kept(store, label, attacked.model) for label in range(10)]
+    assert NeuralCleanse(config).judge(attacked.model, kept) == found.verdict

@@ -76,7 +76,7 @@ def test_the_infected_label_gets_the_long_look_and_most_clean_ones_do_not(found,
     assert (whole.attack_success, whole.metrics) == (chosen.attack_success, chosen.metrics)
 
 
-def test_an_interrupted_scan_keeps_short_and_long_looks(found, store, scanned):
+def test_an_interrupted_scan_keeps_short_and_long_looks(found, store, scanned, attacked):
     class Kept(MemoryStore):
         """Has what the other store has, and takes nothing new."""
 
@@ -88,8 +88,8 @@ def test_an_interrupted_scan_keeps_short_and_long_looks(found, store, scanned):
     again = scanned(store=Kept())
     assert [f.reason for f in again.verdict.labels] == [f.reason for f in found.verdict.labels]
     for one in found.verdict.labels:
-        assert (SCREENED in Evidence.kept(store, one.label).metrics) == (SCREENED in one.metrics)
-    assert Evidence.kept(store, 9) is None
+        assert (SCREENED in Evidence.kept(store, one.label, attacked.model).metrics) == (SCREENED in one.metrics)
+    assert Evidence.kept(store, 9, attacked.model) is None
 
 
 def test_where_every_batch_is_suspicious_all_labels_get_the_long_look(scanned):

@@ -1,5 +1,6 @@
 """Pruning: which neurons go, when it ends, and that what comes out loads like the original."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,29 @@ def test_a_budget_of_nothing_stops_at_the_first_loss(attacked, clean):
     for layer in ("dense", "convolution"):
         points = [point for point in curve if point.layer == layer]
         assert all(point.clean_accuracy >= points[0].clean_accuracy for point in points[:-1])
+
+
+def test_a_point_that_costs_too_much_does_not_end_the_search(attacked, clean):
+    """Half of the dense layer's neurons kill the trigger, but more of the accuracy than there is to spend."""
+    config = PruneConfig(step=0.5, goal=0.2, largest_accuracy_drop=0.0)
+    removal = Prune(config).remove(attacked.model, attacked.triggers, clean, seed=0)
+    dense = [point for point in removal.curve if point.layer == "dense"]
+    assert dense[-1].attack_success <= config.goal
+    assert dense[-1].clean_accuracy < dense[0].clean_accuracy
+    assert any(point.layer == "convolution" for point in removal.curve)
+
+
+def test_stamped_images_of_one_trigger_are_held_at_a_time(attacked, clean):
+    def held():
+        tensors = (found for found in gc.get_objects() if type(found) is torch.Tensor)
+        return sum(found.numel() for found in tensors if found.shape[1:] == clean.images.shape[1:])
+
+    before, most, count = held(), [], 200
+    config = PruneConfig(images=count, step=0.5, layers=("dense",), largest_accuracy_drop=1.0)
+    Prune(config).remove(
+        attacked.model, attacked.triggers * 20, clean, seed=0, advance=lambda _: most.append(held() - before)
+    )
+    assert max(most) < 4 * count * clean.images[0].numel()
 
 
 def test_a_network_without_a_last_dense_layer_is_told_so(clean):

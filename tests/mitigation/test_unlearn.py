@@ -12,17 +12,15 @@ from neuralsanitizer.mitigation.unlearn import Unlearn, _assign, _grown
 from neuralsanitizer.records import Trigger
 
 
-@given(st.integers(10, 200), st.integers(1, 30), st.floats(0.01, 1.0), st.integers(0, 2**31))
+@given(st.integers(2, 200), st.integers(1, 130), st.floats(0.01, 1.0), st.integers(0, 2**31))
 def test_triggers_take_at_most_half_of_a_batch_and_one_image_each(images, triggers, share, seed):
     which = _assign(images, triggers, share, torch.Generator().manual_seed(seed))
     assert which.shape == (images,)
     assert -1 <= which.min() <= which.max() < triggers
     counts = torch.bincount(which[which >= 0], minlength=triggers)
-    assert counts.sum() > 0
-    if triggers * 2 <= images:
-        assert (counts > 0).all()
-        assert counts.sum() <= images / 2 + triggers  # rounding gives each at most one more
-        assert counts.max() <= max(1, round(share * images))
+    assert 0 < counts.sum() <= images / 2
+    assert counts.max() <= max(1, round(share * images))
+    assert (counts > 0).all() or (counts.max() == 1 and counts.sum() == images // 2)
 
 
 def test_the_planted_trigger_is_unlearnt_and_the_original_is_not_touched(attacked, clean, unseen):

@@ -129,6 +129,11 @@ class Case:
         return self.spec if isinstance(self.spec, tuple) else ()
 
     @property
+    def clean(self) -> bool:
+        """Whether nothing is planted."""
+        return isinstance(self.spec, tuple) and not self.spec
+
+    @property
     def backdoors(self) -> str:
         """What is planted, in words; ``clean`` if nothing is."""
         if not isinstance(self.spec, tuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neuralsanitizer.attacks.base import AttackResult
 from neuralsanitizer.benchmark.grid import Case
-from neuralsanitizer.benchmark.run import Bench, Scanned
+from neuralsanitizer.benchmark.run import DETECTORS, Bench, Scanned
 from neuralsanitizer.benchmark.score import RepairScore, score_repair
 from neuralsanitizer.config import FilterConfig
 from neuralsanitizer.data import CleanSet
@@ -43,16 +43,18 @@ class Tried:
     """A method of repair on one model.
 
     Attributes:
-        score: What it did to the planted triggers.
+        score: What it did to the planted triggers; ``None`` if it cannot be applied to the network.
         complete: Whether its own last scan found nothing any more; of ``auto``, whether a method passed everything.
         kept: The method that ``auto`` kept.
         curve: What pruning did on its way.
+        reason: Why it cannot be applied; empty if it can.
     """
 
-    score: RepairScore
+    score: RepairScore | None
     complete: bool
     kept: str = ""
     curve: tuple[PrunedShare, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class RemedyScore:
         repairs: By method.
         filters: By score.
         likenesses: Of planted patches whose label was found.
+        detector: METHOD/PRESET of the scan that found them.
     """
 
     case: str
@@ -132,12 +135,14 @@ class RemedyScore:
     repairs: dict[str, Tried] = field(default_factory=dict)
     filters: dict[str, FilterScore] = field(default_factory=dict)
     likenesses: tuple[Likeness, ...] = ()
+    detector: str = DETECTORS[0]
 
 
 def score_remedies(bench: Bench, cases: Iterable[Case], detector: str, methods: Sequence[str]) -> list[RemedyScore]:
     """Score all remedies on the infected models of some cases; the models are trained and scanned where they were not.
 
-    One JSON a model, in ``remedies/``; what is there is not done again.
+    One JSON a model and detector, in ``remedies/``; what is there is not done again, except repairs without a proof
+    where proofs are wanted.
 
     Raises:
         DataError: A data set is missing.
@@ -148,19 +153,44 @@ def score_remedies(bench: Bench, cases: Iterable[Case], detector: str, methods: 
         raise UsageError(f"unknown method of repair {unknown[0]!r}: choose some of {', '.join(REPAIRS)}")
     scores, loaded = list[RemedyScore](), dict[str, Any]()
     for case in cases:
-        path = bench.output / "remedies" / f"{case.name}-{bench.seed}.json"
+        if case.clean:
+            continue
+        path = _path(bench, case, detector)
         score = _read(path) if path.exists() else None
-        if score is None or (score.found and set(methods) - set(score.repairs)):
-            scanned = bench.scanned(case, detector, loaded)
-            if not scanned.attacked.truth.infected_labels:
-                continue
-            score = _completed(bench, case, scanned, score, methods, path)
+        if score is None or _missing(bench, score, methods):
+            score = _completed(bench, case, detector, bench.scanned(case, detector, loaded), score, methods, path)
         scores.append(score)
     return scores
 
 
+def _path(bench: Bench, case: Case, detector: str) -> Path:
+    """Where a case's score is; the first detector's have no detector in their names."""
+    of = "" if detector == DETECTORS[0] else f"--{detector.replace('/', '-').replace(':', '-')}"
+    return bench.output / "remedies" / f"{case.name}{of}-{bench.seed}.json"
+
+
+def _missing(bench: Bench, score: RemedyScore, methods: Sequence[str]) -> list[str]:
+    """Those of some methods that were not tried, or not proven where a proof is wanted."""
+    if not score.found:
+        return []
+
+    def done(method: str) -> bool:
+        tried = score.repairs.get(method)
+        if tried is None:
+            return False
+        return bench.through != "verify" or tried.score is None or tried.score.proof is not None
+
+    return [method for method in methods if not done(method)]
+
+
 def _completed(
-    bench: Bench, case: Case, scanned: Scanned, score: RemedyScore | None, methods: Sequence[str], path: Path
+    bench: Bench,
+    case: Case,
+    detector: str,
+    scanned: Scanned,
+    score: RemedyScore | None,
+    methods: Sequence[str],
+    path: Path,
 ) -> RemedyScore:
     attacked, unseen = scanned.attacked, scanned.unseen
     if score is None:
@@ -178,13 +208,13 @@ def _completed(
             found=found,
             filters={name: _score_filter(scanned, triggers, name, bench.seed) for name in SCORES if found},
             likenesses=_likenesses(bench, scanned, {t.label: t for t in triggers}),
+            detector=detector,
         )
         write_json(path, to_json(score))
-    for method in methods:
-        if score.found and method not in score.repairs:
-            bench.progress.note(f"{case.name}: {method}")
-            score = replace(score, repairs={**score.repairs, method: _tried(bench, scanned, method)})
-            write_json(path, to_json(score))
+    for method in _missing(bench, score, methods):
+        bench.progress.note(f"{case.name}: {method}")
+        score = replace(score, repairs={**score.repairs, method: _tried(bench, scanned, method)})
+        write_json(path, to_json(score))
     return score
 
 
@@ -197,8 +227,7 @@ def _tried(bench: Bench, scanned: Scanned, method: str) -> Tried:
         )
     except ModelError as error:
         bench.progress.note(f"{method}: {error}")
-        same = RepairScore(1.0, attacked.measure(attacked.model, scanned.unseen), 1.0, 0, 0.0)
-        return Tried(same, complete=False, kept=str(error))
+        return Tried(None, complete=False, reason=str(error))
     proof = fixed.verification
     if proof is None and bench.through == "verify":
         proof = verify(
@@ -305,9 +334,10 @@ def _in_common(model: SuspectModel, triggers: Sequence[Trigger], images: Tensor)
     return len(first & second) / count
 
 
-def read_remedies(folder: Path) -> list[RemedyScore]:
-    """All scores of remedies of a benchmark folder, in the order of their file names; none where there are none."""
-    return [_read(path) for path in sorted((folder / "remedies").glob("*.json"))]
+def read_remedies(folder: Path, detector: str = DETECTORS[0]) -> list[RemedyScore]:
+    """The scores of remedies of a benchmark folder after one detector's scans, in the order of their file names."""
+    scores = [_read(path) for path in sorted((folder / "remedies").glob("*.json"))]
+    return [score for score in scores if score.detector == detector]
 
 
 def _read(path: Path) -> RemedyScore:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from neuralsanitizer.benchmark.remedies import Likeness, RemedyScore, Tried
-from neuralsanitizer.benchmark.score import Rate
+from neuralsanitizer.benchmark.score import Rate, RepairScore
 from neuralsanitizer.benchmark.tables import in_percent, markdown_table, with_interval
 from neuralsanitizer.records import Finding
 
@@ -36,29 +36,36 @@ def _methods(scores: Sequence[RemedyScore]) -> str:
     rows = []
     for method in dict.fromkeys(method for s in scores for method in s.repairs):
         of = [(s, s.repairs[method]) for s in scores if method in s.repairs]
-        left = [_strongest(tried) for _, tried in of]
-        lost = [s.clean_accuracy - tried.score.clean_accuracy for s, tried in of]
-        proofs = [tried.score.proof for _, tried in of if tried.score.proof is not None]
+        applied = [(s, tried, tried.score) for s, tried in of if tried.score is not None]
+        models = (
+            str(len(of)) if len(applied) == len(of) else f"{len(applied)} (not applicable to {len(of) - len(applied)})"
+        )
+        if not applied:
+            rows.append((method, models, *["-"] * (len(head) - 2)))
+            continue
+        left = [_strongest(score) for _, _, score in applied]
+        lost = [s.clean_accuracy - score.clean_accuracy for s, _, score in applied]
+        proofs = [score.proof for _, _, score in applied if score.proof is not None]
         rows.append(
             (
                 method,
-                str(len(of)),
-                f"{fmean(max(s.attack_success) for s, _ in of):.1%}",
+                models,
+                f"{fmean(max(s.attack_success) for s, _, _ in applied):.1%}",
                 f"{fmean(left):.2%}",
                 f"{max(left):.1%}",
-                with_interval(Rate(sum(rate <= _HARMLESS for rate in left), len(of))),
+                with_interval(Rate(sum(rate <= _HARMLESS for rate in left), len(applied))),
                 f"{100 * fmean(lost):.2f}",
                 f"{100 * max(lost):.2f}",
-                f"{sum(tried.complete for _, tried in of)}/{len(of)}",
+                f"{sum(tried.complete for _, tried, _ in applied)}/{len(applied)}",
                 f"{sum(proof is Finding.CLEAN for proof in proofs)}/{len(proofs)}" if proofs else "-",
-                f"{fmean(tried.score.repair_seconds for _, tried in of):.0f}",
+                f"{fmean(score.repair_seconds for _, _, score in applied):.0f}",
             )
         )
     return markdown_table(head, rows)
 
 
-def _strongest(tried: Tried) -> float:
-    return max(tried.score.attack_success, default=0.0)
+def _strongest(score: RepairScore) -> float:
+    return max(score.attack_success, default=0.0)
 
 
 def _every(scores: Sequence[RemedyScore]) -> str:
@@ -81,7 +88,11 @@ def _every(scores: Sequence[RemedyScore]) -> str:
 
 
 def _both(tried: Tried | None) -> str:
-    return "-" if tried is None else f"{_strongest(tried):.1%}, {tried.score.clean_accuracy:.2%}"
+    if tried is None:
+        return "-"
+    if tried.score is None:
+        return "not applicable"
+    return f"{_strongest(tried.score):.1%}, {tried.score.clean_accuracy:.2%}"
 
 
 def _filters(scores: Sequence[RemedyScore]) -> str:

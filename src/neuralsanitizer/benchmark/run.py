@@ -138,7 +138,8 @@ class Bench:
         if _what_is_measured(saved.run.settings) != _what_is_measured(settings):
             raise UsageError(f"{folder.path} was measured with other settings: remove {path}, and run the case again")
         attacked = self._trained(case)
-        kept = [Evidence.kept(FolderStore(folder.state), f.label) for f in saved.run.verdict.labels]
+        store = FolderStore(folder.state)
+        kept = [Evidence.kept(store, f.label, attacked.model) for f in saved.run.verdict.labels]
         evidence = [one for one in kept if one is not None]
         if len(evidence) != len(kept):
             raise UsageError(f"{folder.path} lacks what was measured of some labels: remove {path}, and run it again")

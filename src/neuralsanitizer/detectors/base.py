@@ -17,12 +17,21 @@ import torch
 from neuralsanitizer.config import SelfCheckConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.errors import DataError, UsageError
+from neuralsanitizer.errors import DataError, RunError, UsageError
 from neuralsanitizer.execution.executors import Executor, LocalExecutor, Lost
 from neuralsanitizer.execution.progress import NoProgress, Progress
 from neuralsanitizer.execution.store import MemoryStore, Part, Store
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
-from neuralsanitizer.records import Finding, LabelFinding, ReferenceRecord, SelfCheck, Trigger, Verdict
+from neuralsanitizer.records import (
+    Finding,
+    LabelFinding,
+    ReferenceRecord,
+    SelfCheck,
+    Trigger,
+    Verdict,
+    from_json,
+    to_json,
+)
 
 __all__ = [
     "GLANCE",
@@ -35,6 +44,7 @@ __all__ = [
     "Evidence",
     "Make",
     "Scan",
+    "check_device",
     "worked_on",
 ]
 
@@ -69,6 +79,10 @@ class CannotJudgeError(Exception):
         super().__init__(reason)
         self.references = references
 
+    def __reduce__(self) -> tuple[type[CannotJudgeError], tuple[str, tuple[ReferenceRecord, ...]]]:
+        """Pickled by what it was made of: workers hand it to the process that asked."""
+        return type(self), (str(self), self.references)
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -93,27 +107,67 @@ class Evidence:
             arrays["heat"] = self.trigger.heat
         if self.trigger.colours is not None:
             arrays["colours"] = self.trigger.colours
-        facts = {
-            "label": self.trigger.label,
-            "attack_success": self.attack_success,
-            "transfer": list(self.transfer),
-            "metrics": self.metrics,
-        }
-        return Part(arrays, facts)
+        return Part(arrays, to_json(_Facts(self.trigger.label, self.attack_success, self.transfer, self.metrics)))
 
     @classmethod
-    def kept(cls, store: Store, label: int) -> Evidence | None:
-        """What a scan kept of a label: a long look, or a short one if that was all; ``None`` if nothing."""
-        part = store.get(f"{_LABEL}-{label}") or store.get(f"{GLANCE}-{label}")
-        return None if part is None else cls.from_part(part)
+    def kept(
+        cls, store: Store, label: int, suspect: SuspectModel, kinds: Sequence[str] = (_LABEL, GLANCE)
+    ) -> Evidence | None:
+        """What a scan kept of a label of a model: a long look, or a short one if that was all.
+
+        Args:
+            store: Where it was kept.
+            label: Which.
+            suspect: The model.
+            kinds: Of look, the first of which that is there counts.
+
+        Returns:
+            ``None`` if there is nothing, or nothing that is whole and of this label of such a model.
+        """
+        for kind in kinds:
+            part = store.get(f"{kind}-{label}")
+            try:
+                one = None if part is None else cls.from_part(part)
+            except (RunError, KeyError, ValueError):
+                continue
+            if one is None or not one.fits(label, suspect.input_shape):
+                continue
+            return replace(one, metrics={**one.metrics, SCREENED: 1.0}) if kind == GLANCE else one
+        return None
 
     @classmethod
     def from_part(cls, part: Part) -> Evidence:
-        """What :meth:`to_part` kept."""
-        facts = part.meta
-        arrays = part.arrays
-        trigger = Trigger(facts["label"], arrays["mask"], arrays["pattern"], arrays.get("heat"), arrays.get("colours"))
-        return cls(trigger, facts["attack_success"], tuple(facts["transfer"]), facts["metrics"])
+        """What :meth:`to_part` kept.
+
+        Raises:
+            RunError: The facts are none.
+            KeyError: An array is missing.
+            ValueError: Shapes do not agree.
+        """
+        facts, arrays = from_json(_Facts, part.meta), part.arrays
+        trigger = Trigger(facts.label, arrays["mask"], arrays["pattern"], arrays.get("heat"), arrays.get("colours"))
+        return cls(trigger, facts.attack_success, facts.transfer, facts.metrics)
+
+    def fits(self, label: int, shape: tuple[int, int, int]) -> bool:
+        """Whether it is of a label, of images of a shape (channels, height, width), and holds nothing but numbers."""
+        trigger, (_, *size) = self.trigger, shape
+        arrays = [a for a in (trigger.mask, trigger.pattern, trigger.heat, trigger.colours) if a is not None]
+        return (
+            trigger.label == label
+            and trigger.pattern.shape == shape
+            and (trigger.heat is None or trigger.heat.shape == (*size,))
+            and all(a.dtype == np.float32 and bool(np.isfinite(a).all()) for a in arrays)
+        )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is kept of an evidence beside its arrays."""
+
+    label: int
+    attack_success: float
+    transfer: tuple[float, ...]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,9 +296,10 @@ class Detector(ABC):
         Raises:
             DataError: The clean set has another shape than the model's input, or labels that the model does not have.
             ModelError: The model gives no finite row of logits an image.
-            UsageError: ``labels`` names one that the model does not have.
+            UsageError: ``labels`` names one that the model does not have, or the executor cannot work where it is.
         """
         started = time.perf_counter()
+        check_device(suspect, executor)
         wanted = _validate(suspect, clean, labels)
         suspect.recognise_output(clean.images[:8])
         check = self_check(suspect, clean, self.self_check_config)
@@ -291,11 +346,8 @@ class Detector(ABC):
 
         Labels whose shard is lost are kept nowhere: they are examined when the scan goes on.
         """
-        found: dict[int, Evidence] = {}
-        for label in labels:
-            part = context.store.get(f"{kind}-{label}")
-            if part is not None:
-                found[label] = Evidence.from_part(part)
+        kept = {label: Evidence.kept(context.store, label, context.suspect, (kind,)) for label in labels}
+        found = {label: evidence for label, evidence in kept.items() if evidence is not None}
         missing = [label for label in labels if label not in found]
         if missing and found:
             context.progress.note(f"{len(found)} of {len(labels)} labels were examined before the interruption")
@@ -483,6 +535,21 @@ def _better_input(suspect: SuspectModel, clean: CleanSet, needed: float) -> str:
     if channels > 1 and suspect.accuracy(images.flip(1), labels) >= needed:
         return "with the channels in reverse order it does its job: it was trained on BGR images, not RGB"
     return ""
+
+
+def check_device(suspect: SuspectModel, executor: Executor | None) -> None:
+    """Refuse to have other processes work on a model that is not on the CPU.
+
+    A fork cannot use what its parent began on a GPU, and Ray gives its tasks cores, no GPU.
+
+    Raises:
+        UsageError: They would have to.
+    """
+    if executor is not None and not executor.in_process and suspect.device.type != "cpu":
+        raise UsageError(
+            f"the executor {executor.name} works on the CPU alone, and the model is on {suspect.device}: "
+            "use --device cpu, or --executor local"
+        )
 
 
 def _validate(suspect: SuspectModel, clean: CleanSet, labels: Sequence[int] | None) -> list[int]:

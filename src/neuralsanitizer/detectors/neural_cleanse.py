@@ -144,6 +144,10 @@ class NeuralCleanse(Detector):
                 reason += f" ({lowest:.1f} to {highest:.1f} over {len(indices)} searches)"
                 if lowest <= threshold < highest:
                     finding = Finding.INCONCLUSIVE
+            if len(indices) < self.config.restarts:
+                reason += f", but a mask was found in {len(indices)} of {self.config.restarts} searches only"
+                if highest > threshold:  # a search without a mask is one that is not over the threshold
+                    finding = Finding.INCONCLUSIVE
         label = evidence.trigger.label
         return LabelFinding(
             label=label,

@@ -2,22 +2,26 @@
 
 A job is a callable that takes a shard; it is handed to every worker once. Workers give back what they computed, and the
 caller keeps it. A shard whose worker dies is tried once more, on another worker; if that dies too, the shard is lost,
-and the caller is told. An error that the job raises is no death: it ends the work.
+and the caller is told. An error that the job raises is no death: it ends the work. One that cannot travel between
+processes comes out as a RuntimeError with its traceback.
 """
 
 from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -25,7 +29,7 @@ import torch
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import Progress
 
-__all__ = ["EXECUTORS", "Executor", "LocalExecutor", "Lost", "ProcessExecutor", "executor_named"]
+__all__ = ["EXECUTORS", "Executor", "LocalExecutor", "Lost", "ProcessExecutor", "executor_named", "portable"]
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -203,10 +207,21 @@ def _serve(job: Callable[[Any], Any], connection: Connection, inherited: Sequenc
         except (EOFError, OSError):
             return
         try:
-            answer = ("done", job(shard))
+            answer = ForkingPickler.dumps(("done", job(shard)))
         except Exception as error:  # noqa: BLE001 - it is raised again where the work was asked for
-            answer = ("failed", error)
-        connection.send(answer)
+            answer = ForkingPickler.dumps(("failed", portable(error)))
+        connection.send_bytes(answer)
+
+
+def portable(error: Exception) -> Exception:
+    """The error as another process can get it: itself, or what it says, if it does not come out of pickle as it was."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+        if type(copy) is type(error) and str(copy) == str(error):
+            return error
+    except Exception:  # noqa: BLE001, S110 - whatever its class does there, it cannot travel
+        pass
+    return RuntimeError("".join(traceback.format_exception(error)).rstrip())
 
 
 def _end_with(parent: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from neuralsanitizer.errors import MissingExtraError, UsageError
-from neuralsanitizer.execution.executors import Executor, Lost
+from neuralsanitizer.execution.executors import Executor, Lost, portable
 from neuralsanitizer.execution.progress import Progress
 
 try:
@@ -25,14 +25,17 @@ R = TypeVar("R")
 
 
 class RayExecutor(Executor):
-    """Tasks of one core each. The job, with all weights and images, goes into the object store once.
+    """Tasks of one core each. The job, with all weights and images, goes into the object store once a :meth:`map`.
+
+    Where this process is connected to a cluster already, that one is used, and outlives the executor.
 
     Args:
         workers: Shards at work at once; by default as many as the cluster has cores.
-        address: Of a running cluster; by default one is started on this machine, and stopped with the executor.
+        address: Of a running cluster; by default one is started on this machine, whatever other clusters there are, and
+            stopped with the executor.
 
     Raises:
-        UsageError: Fewer than one worker, or no cluster at the address.
+        UsageError: Fewer than one worker, no cluster at the address, or none can be started.
     """
 
     name: ClassVar[str] = "ray"
@@ -44,9 +47,10 @@ class RayExecutor(Executor):
         if self._started:
             local = {} if address else {"num_cpus": workers, "include_dashboard": False}
             try:
-                ray.init(address=address, configure_logging=False, log_to_driver=False, **local)
-            except ConnectionError as error:
-                raise UsageError(f"no Ray cluster answers at {address}: {error}") from error
+                # Without "local", Ray would join the cluster of RAY_ADDRESS, or the last one started on this machine.
+                ray.init(address=address or "local", configure_logging=False, log_to_driver=False, **local)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UsageError(_no_cluster(address, error)) from error
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def map(self, job: Callable[[S], R], shards: Sequence[S], progress: Progress) -> Iterator[tuple[S, R | Lost]]:
@@ -63,14 +67,15 @@ class RayExecutor(Executor):
                 try:
                     # Arrays of the object store cannot be written to, and torch warns of those.
                     result: R | Lost = copy.deepcopy(ray.get(done[0]))
-                except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+                except ray.exceptions.RayError as error:
+                    if isinstance(error, ray.exceptions.RayTaskError):  # the job's own error
+                        raise error.cause from error
+                    # A crash, a node that is gone with what it had, too little memory: all of them may pass.
                     result = Lost(f"a worker died ({type(error).__name__})")
                     if attempt < _ATTEMPTS:
                         progress.note(f"{result.reason}: its part is tried again")
                         waiting.appendleft((number, attempt + 1))
                         continue
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from error
                 yield shards[number], result
         finally:
             for task in at_work:
@@ -85,9 +90,21 @@ class RayExecutor(Executor):
 _ATTEMPTS = 2
 
 
+def _no_cluster(address: str | None, error: Exception) -> str:
+    if address is None:
+        return f"Ray cannot start a cluster on this machine ({error}): choose --executor processes"
+    return (
+        f"no Ray cluster answers at {address} ({error}): give the host:port that `ray start --head` printed, or leave "
+        "--ray-address out to have a cluster started here"
+    )
+
+
 def _work(job: Callable[[Any], Any], shard: object) -> object:
     torch.set_num_threads(1)
-    return job(shard)
+    try:
+        return job(shard)
+    except Exception as error:  # noqa: BLE001 - it is raised again where the work was asked for
+        raise portable(error) from None
 
 
 _REMOTE = ray.remote(num_cpus=1, max_retries=0)(_work)

@@ -88,7 +88,7 @@ class FolderStore:
         try:
             arrays = read_arrays(path)
             meta = json.loads(bytes(arrays.pop(_META)).decode("utf-8"))
-        except (RunError, KeyError, ValueError):
+        except (RunError, KeyError, ValueError, RecursionError):
             return None
         return Part(arrays, meta)
 

@@ -12,7 +12,7 @@ weights of the same shape, which load wherever the original did.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -78,9 +78,9 @@ class Prune(Mitigation):
             if layer is None:
                 continue
             worked = True
-            points = self._prune(pruned, layer, images, floor, advance)
+            points, left = self._prune(pruned, layer, images, floor, advance)
             curve += points
-            if min((p.attack_success for p in points), default=1.0) <= self.config.goal:
+            if left <= self.config.goal:
                 break
         if not worked:
             raise ModelError(f"{suspect.architecture} has no layer that can be pruned: repair it with another method")
@@ -93,9 +93,13 @@ class Prune(Mitigation):
         images: _Images,
         floor: float,
         advance: Callable[[int], None] | None,
-    ) -> list[PrunedShare]:
-        """Silence the neurons of a layer, and leave those silent that the best point within the budget has."""
-        gaps = torch.stack([layer.activity(stamped) for stamped in images.stamped]) - layer.activity(images.clean)
+    ) -> tuple[list[PrunedShare], float]:
+        """Silence the neurons of a layer, and leave those silent that the best point within the budget has.
+
+        Returns:
+            All points, and the attack success of the one that was kept.
+        """
+        gaps = torch.stack([layer.activity(stamped) for stamped, _ in images.stamped()]) - layer.activity(images.clean)
         order = _in_turns(gaps)
         before = copy.deepcopy(model.module.state_dict())
         each, points, best = max(1, round(self.config.step * len(order))), list[PrunedShare](), (1.0, 0)
@@ -112,7 +116,7 @@ class Prune(Mitigation):
                 break
         model.module.load_state_dict(before)
         layer.silence(order[: best[1]])
-        return points
+        return points, best[0]
 
 
 def _in_turns(gaps: Tensor) -> Tensor:
@@ -123,28 +127,31 @@ def _in_turns(gaps: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Images:
-    """What pruning is measured on: clean images, and for each trigger those of other labels stamped."""
+    """What pruning is measured on: clean images, and for each trigger those of other labels stamped.
+
+    Stamped images are made when they are looked at: those of all triggers at once would take gigabytes.
+    """
 
     clean: Tensor
     labels: Tensor
-    stamped: tuple[Tensor, ...]
-    targets: tuple[int, ...]
-    others: tuple[Tensor, ...]
+    triggers: tuple[Trigger, ...]
 
     @classmethod
     def of(cls, clean: CleanSet, triggers: Sequence[Trigger], device: torch.device) -> _Images:
-        images, labels = clean.images.to(device), clean.labels.to(device)
-        others = [labels != trigger.label for trigger in triggers]
-        stamped = tuple(stamped_with(t, images[o]) for t, o in zip(triggers, others, strict=True))
-        return cls(images, labels, stamped, tuple(t.label for t in triggers), tuple(labels[o] for o in others))
+        return cls(clean.images.to(device), clean.labels.to(device), tuple(triggers))
+
+    def stamped(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each trigger the stamped images of other labels (n, channels, height, width), and their labels (n,)."""
+        for trigger in self.triggers:
+            others = self.labels != trigger.label
+            yield stamped_with(trigger, self.clean[others]), self.labels[others]
 
 
 def _success(model: SuspectModel, images: _Images) -> float:
     """Largest attack success of a trigger."""
-    each = zip(images.stamped, images.targets, images.others, strict=True)
     return max(
-        float(attack_success(model.predict(stamped).cpu(), torch.tensor(target), labels.cpu()))
-        for stamped, target, labels in each
+        float(attack_success(model.predict(stamped).cpu(), torch.tensor(trigger.label), labels.cpu()))
+        for trigger, (stamped, labels) in zip(images.triggers, images.stamped(), strict=True)
     )
 
 

@@ -165,15 +165,16 @@ _NOTHING = 1e-6  # mask that no pixel around has
 def _assign(images: int, triggers: int, share: float, generator: Generator) -> Tensor:
     """Which trigger each image of a batch gets: int64 (images,), -1 for none.
 
-    Each trigger is stamped on ``share`` of the images; together they take at most half, so that the model never loses
-    sight of clean images.
+    Each trigger is stamped on ``share`` of the images; together they take at most half (of one image, that one), so
+    that the model never loses sight of clean images.
     """
     if not share:
         return torch.full((images,), -1)
-    each = max(1, round(min(share, 0.5 / triggers) * images))
+    half = max(1, images // 2)
+    each = max(1, min(round(share * images), half // triggers))
     order = torch.randperm(images, generator=generator)
     which = torch.full((images,), -1)
     turn = torch.randperm(triggers, generator=generator)  # with more triggers than places, every batch serves others
-    for place, trigger in enumerate(turn.tolist()):
+    for place, trigger in enumerate(turn[:half].tolist()):
         which[order[place * each : (place + 1) * each]] = trigger
     return which

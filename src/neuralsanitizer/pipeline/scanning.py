@@ -12,7 +12,7 @@ import torch
 from neuralsanitizer.config import NEURAL_CLEANSE_PRESETS, PRESETS, NeuralCleanseConfig, NeuralSanitizerConfig
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed
-from neuralsanitizer.detectors.base import Detector
+from neuralsanitizer.detectors.base import Detector, check_device
 from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.errors import RunError, UsageError
@@ -118,9 +118,11 @@ def scan(
     Raises:
         OutputError: ``output`` holds something already, or cannot be written.
         RunError: ``resume`` on a folder of another model, data set or configuration.
+        UsageError: The executor's processes cannot use the device that the model is on.
         NeuralSanitizerError: As :meth:`neuralsanitizer.detectors.base.Detector.scan`.
     """
     detector = method if isinstance(method, Detector) else build_detector(method, preset, cache)
+    check_device(model, executor)  # before the folder is taken
     model.sha256 = model.sha256 or state_dict_hash(model.module)
     data = clean.record(model.labels)
     store: Store = MemoryStore()

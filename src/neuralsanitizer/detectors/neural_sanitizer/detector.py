@@ -40,6 +40,7 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     is_unclear,
     merged,
 )
+from neuralsanitizer.errors import RunError
 from neuralsanitizer.execution.executors import Lost
 from neuralsanitizer.execution.store import Part, Store
 from neuralsanitizer.models.handle import SuspectModel
@@ -145,7 +146,10 @@ class NeuralSanitizer(Detector):
         for first in range(0, len(order), screen.batch):
             batch = super()._examine_all(context, prepared, order[first : first + screen.batch])
             looked.update({e.trigger.label: e for e in batch})
-            harmless = not any(is_suspicious(e, context.suspect.labels, self.config) for e in batch)
+            # Of a label that was lost nothing is known: it does not speak for those behind it.
+            harmless = not any(
+                LOST in e.metrics or is_suspicious(e, context.suspect.labels, self.config) for e in batch
+            )
             if harmless and len(looked) >= screen.least_share * len(labels):
                 break
         context.progress.note(f"{len(looked)} of {len(labels)} labels had a long look")
@@ -309,13 +313,16 @@ def _ancestor(made: Sequence[Reference], role: str) -> SuspectModel | None:
 
 
 def kept_reference(suspect: SuspectModel, store: Store, name: str) -> Reference | None:
-    """A reference that a scan of this suspect kept, or ``None`` if the store does not have it."""
+    """A reference that a scan of this suspect kept, or ``None`` if the store does not have it, or another's weights."""
     part = store.get(f"reference-{name}")
     if part is None:
         return None
     module = copy.deepcopy(suspect.module)
-    module.load_state_dict({key: torch.from_numpy(value) for key, value in part.arrays.items()})
-    return Reference(suspect.with_module(module), from_json(ReferenceRecord, part.meta))
+    try:
+        module.load_state_dict({key: torch.from_numpy(value) for key, value in part.arrays.items()})
+        return Reference(suspect.with_module(module), from_json(ReferenceRecord, part.meta))
+    except (RunError, RuntimeError, TypeError):
+        return None
 
 
 def _range(labels: Sequence[int]) -> str:

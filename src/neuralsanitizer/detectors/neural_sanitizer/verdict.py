@@ -246,8 +246,6 @@ def _harmless(one: Evidence, labels: int, config: NeuralSanitizerConfig) -> str:
         return (
             f"the change of colours keeps {kept:.0%} of the contrast: every network is sent somewhere by flat pictures"
         )
-    if config.colours is not None and (kept := one.metrics.get(CONTRAST, 1.0)) < config.colours.flat:
-        return f"the change of colours keeps {kept:.0%} of the contrast: what every network does with flat pictures"
     if hits >= transfer.transfers_to:
         return f"the pattern works on {hits} of {len(one.transfer)} clean references too: an adversarial patch"
     return ""
