@@ -15,7 +15,7 @@ import typer
 from neuralsanitizer.config import MfccConfig
 from neuralsanitizer.data import CleanSet, load_clean_set
 from neuralsanitizer.errors import UsageError
-from neuralsanitizer.models import SuspectModel, architectures, is_model_folder, load_model
+from neuralsanitizer.models import SuspectModel, architectures, load_model, names_its_architecture
 from neuralsanitizer.models.loading import check_architecture, parse_device
 from neuralsanitizer.report import FileFormat
 
@@ -66,7 +66,10 @@ class FailOn(StrEnum):
 
 ModelArgument = Annotated[
     Path,
-    typer.Argument(help="Weights: safetensors, a PyTorch state_dict, or a Hugging Face model folder.", metavar="MODEL"),
+    typer.Argument(
+        help="Weights (safetensors, a PyTorch state_dict), an ONNX file, or a Hugging Face model folder.",
+        metavar="MODEL",
+    ),
 ]
 ArchOption = Annotated[str | None, typer.Option("--arch", help=f"Architecture: {', '.join(architectures.names())}.")]
 ModelDefOption = Annotated[
@@ -163,16 +166,13 @@ def model_opener(
     device: str,
     paths: Sequence[Path],
 ) -> Callable[[Path], SuspectModel]:
-    """What loads models as the shared options say.
-
-    Args:
-        paths: The models; folders among them name their architecture themselves.
+    """What loads models as the shared options say; some of ``paths`` may name their architecture themselves.
 
     Raises:
         UsageError: An option makes no sense, whatever the model is.
     """
-    folders = [path for path in paths if is_model_folder(path)]
-    if len(folders) < len(paths):
+    themselves = [path for path in paths if names_its_architecture(path)]
+    if len(themselves) < len(paths):
         check_architecture(arch, model_def)
     shape = numbers(input_shape, "--input-shape")
     if shape is not None and (len(shape) != 3 or any(not (1 <= s <= _LONGEST_EDGE and s.is_integer()) for s in shape)):
@@ -189,8 +189,8 @@ def model_opener(
         label_names=_read_names(label_names),
         device=str(parse_device(device)),
     )
-    if len(paths) > len(folders) > 0:  # the architecture that was given is the files'
-        return lambda path: opened(path, arch=None, model_def=None) if is_model_folder(path) else opened(path)
+    if len(paths) > len(themselves) > 0:  # the architecture that was given is the others'
+        return lambda path: opened(path, arch=None, model_def=None) if names_its_architecture(path) else opened(path)
     return opened
 
 

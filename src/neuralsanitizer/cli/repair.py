@@ -14,7 +14,7 @@ from neuralsanitizer.cli.scan import write_page
 from neuralsanitizer.config import MfccConfig, RepairConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.errors import DataError, OutputError, UsageError
-from neuralsanitizer.models import SuspectModel, is_model_folder, load_model
+from neuralsanitizer.models import SuspectModel, load_model, names_its_architecture
 from neuralsanitizer.models.loading import parse_device
 from neuralsanitizer.pipeline import REPAIRS, repair, verify
 from neuralsanitizer.records import Finding, from_json
@@ -132,7 +132,7 @@ def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: st
     named = arch or record.architecture
     return load_model(
         path,
-        arch=None if model_def or is_model_folder(path) else named,
+        arch=None if model_def or names_its_architecture(path) else named,
         model_def=model_def,
         labels=record.labels,
         input_shape=record.input_shape,  # type: ignore[arg-type]  # three values: checked when the run was made

@@ -2,13 +2,20 @@
 
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.models.hub import is_model_folder
-from neuralsanitizer.models.loading import load_model, parse_device, save_state_dict, state_dict_hash
+from neuralsanitizer.models.loading import (
+    load_model,
+    names_its_architecture,
+    parse_device,
+    save_state_dict,
+    state_dict_hash,
+)
 
 __all__ = [
     "Preprocessing",
     "SuspectModel",
     "is_model_folder",
     "load_model",
+    "names_its_architecture",
     "parse_device",
     "save_state_dict",
     "state_dict_hash",

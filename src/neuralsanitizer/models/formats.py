@@ -26,7 +26,7 @@ from torch import Tensor
 
 from neuralsanitizer.errors import InputError, ModelError, RefusedError
 
-__all__ = ["MAX_BYTES", "Weights", "read_weights"]
+__all__ = ["MAX_BYTES", "Weights", "parse_weights", "read_file", "read_weights"]
 
 MAX_BYTES = 8 * 1024**3
 """Larger files are not read: the largest network of the registry has half a gigabyte of weights."""
@@ -61,14 +61,32 @@ def read_weights(path: Path) -> Weights:
         ModelError: There is no such file, it is damaged, of an unknown format, or holds something else than weights.
         RefusedError: Reading it would run code that came with it.
     """
-    content = _read_bytes(path)
+    return parse_weights(read_file(path), path)
+
+
+def parse_weights(content: bytes, path: Path) -> Weights:
+    """The weights in a file that was read.
+
+    Args:
+        content: The file.
+        path: Where it was, for its name.
+
+    Raises:
+        ModelError: As of :func:`read_weights`.
+        RefusedError: Likewise.
+    """
     loaded, notes = _parse(content, path)
     state, wrapped = _unwrap(loaded, path.name)
     tensors, converted = _as_float32(state, path.name)
     return Weights(tensors, hashlib.sha256(content).hexdigest(), (*notes, *wrapped, *converted))
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A whole file, read once: what is hashed is what is parsed.
+
+    Raises:
+        ModelError: There is no such file, it is no regular one, too large, too small, or cannot be read.
+    """
     try:
         if not path.exists():
             raise ModelError(f"there is no file {path}")

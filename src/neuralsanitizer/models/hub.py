@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +33,15 @@ _LARGEST_JSON = 16 * 1024**2  # bytes; an index of 100,000 tensors has 10 MB
 _LONGEST_EDGE = 100_000  # pixels
 _MOST_LABELS = 100_000
 _LISTED = 10  # keys that an error lists
-_CODE = "auto_map"  # names classes of the folder's own Python files
+_FETCHED = {
+    "auto_map": "code of the folder's own",
+    "quantization_config": "a quantiser",
+    "use_pretrained_backbone": "weights from elsewhere",
+    "use_timm_backbone": "weights from elsewhere",
+    "use_kernels": "compiled code from elsewhere",
+}
+"""Keys of a configuration, at any depth, that make the library import or fetch something, and what."""
+_IMPLEMENTATIONS = {None, "eager", "sdpa"}  # of attention; other names may be those of kernels that are fetched
 
 Shape = tuple[int, int, int]
 
@@ -99,16 +108,11 @@ def load_folder(path: Path, input_shape: Shape | None = None) -> FromFolder:
         RefusedError: The folder asks for its own code, points outside of itself, or has its weights as pickle alone.
     """
     config = _read_json(path / _CONFIG)
-    if _CODE in config:
-        raise RefusedError(
-            f"{path.name} is refused: its configuration asks for code of the folder's own ({_CODE}). "
-            "Use a model of an architecture that transformers itself has"
-        )
+    preprocessor = _read_json(path / _PREPROCESSOR) if (path / _PREPROCESSOR).exists() else {}
+    for what in (config, preprocessor):
+        _refuse_code(what, path.name)
     weights = _read_folder_weights(path)
     module, names = _build(config, weights, path.name)
-    preprocessor = _read_json(path / _PREPROCESSOR) if (path / _PREPROCESSOR).exists() else {}
-    if _CODE in preprocessor:
-        raise RefusedError(f"{path.name} is refused: its preprocessor asks for code of the folder's own ({_CODE})")
     shape = input_shape or _shape(config, preprocessor, path.name)
     preprocessing, said = _preprocessing(preprocessor, path.name)
     return FromFolder(
@@ -121,6 +125,37 @@ def load_folder(path: Path, input_shape: Shape | None = None) -> FromFolder:
         weights.sha256,
         (*weights.notes, *said),
     )
+
+
+def _refuse_code(part: Any, name: str) -> None:  # noqa: ANN401 - from a file
+    """Refuse a configuration that makes the library run or fetch more than the numbers in the folder."""
+    for value in part if isinstance(part, list) else part.values() if isinstance(part, dict) else ():
+        _refuse_code(value, name)
+    if not isinstance(part, dict):
+        return
+    for key, what in _FETCHED.items():
+        if part.get(key):
+            raise RefusedError(
+                f"{name} is refused: it asks for {what} ({key}). "
+                "Use a model of an architecture that transformers itself has, with its weights in the folder"
+            )
+    for key, value in part.items():
+        if key.endswith("_implementation") and (isinstance(value, dict | list) or value not in _IMPLEMENTATIONS):
+            raise RefusedError(f"{name} is refused: it asks for compiled code from elsewhere ({key}: {value!r:.80})")
+    if part.get("model_type") == "timm_wrapper":
+        raise RefusedError(f"{name} is refused: it names a model of another library (timm), which could be fetched")
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The library fetches nothing while this lasts, whatever slipped through."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.Module, list[str]]:
@@ -141,14 +176,15 @@ def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.M
         settings = transformers.CONFIG_MAPPING[kind].from_dict(dict(config))
         names = [str(settings.id2label[i]) for i in range(len(settings.id2label))]
         made = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
-        module, told = made.from_pretrained(
-            None,
-            config=settings,
-            state_dict=dict(weights.tensors),
-            output_loading_info=True,
-            local_files_only=True,
-            dtype=torch.float32,
-        )
+        with _offline():
+            module, told = made.from_pretrained(
+                None,
+                config=settings,
+                state_dict=dict(weights.tensors),
+                output_loading_info=True,
+                local_files_only=True,
+                dtype=torch.float32,
+            )
     except Exception as error:  # a hostile configuration makes the library raise anything
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise ModelError(f"{name} is no image classifier that transformers can build: {reason}") from error

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import safetensors.torch
@@ -23,16 +24,25 @@ from neuralsanitizer.errors import ModelError, UsageError
 from neuralsanitizer.models.architectures import Architecture, build
 from neuralsanitizer.models.architectures import get as get_architecture
 from neuralsanitizer.models.architectures import names as architecture_names
-from neuralsanitizer.models.formats import Weights, read_weights
+from neuralsanitizer.models.formats import Weights, parse_weights, read_file, read_weights
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.models.hub import WEIGHTS_FILE, FolderModel, folder_weights, is_model_folder, load_folder
 from neuralsanitizer.models.matching import match
+from neuralsanitizer.models.onnx_graph import OnnxModel, is_onnx, read_onnx
 from neuralsanitizer.storage import write_atomically
 
-__all__ = ["check_architecture", "load_model", "parse_device", "save_state_dict", "state_dict_hash"]
+__all__ = [
+    "check_architecture",
+    "load_model",
+    "names_its_architecture",
+    "parse_device",
+    "save_state_dict",
+    "state_dict_hash",
+]
 
 Shape = tuple[int, int, int]
 _EIGHT_BIT = (0.0, 255.0)
+_AS_THEY_ARE = "the network gets pixel values from 0 to 1 as they are (say otherwise with --mean and --std)"
 
 
 def load_model(
@@ -52,7 +62,8 @@ def load_model(
 
     Args:
         path: safetensors, or a state_dict that ``torch.save`` wrote; told apart by content. Or a folder that Hugging
-            Face's ``save_pretrained`` wrote, which needs neither ``arch`` nor ``model_def``, and the extra ``hf``.
+            Face's ``save_pretrained`` wrote (extra ``hf``), or an ONNX file (extra ``onnx``): these name their own
+            architecture, and need neither ``arch`` nor ``model_def``.
         arch: Name in the registry (:func:`neuralsanitizer.models.architectures.names`).
         model_def: ``package.module:function`` that makes the network instead; called with ``labels=...`` if it takes
             that, else without arguments. This imports and runs your code.
@@ -69,7 +80,7 @@ def load_model(
         UsageError: Options that make no sense together, or ``model_def`` cannot be called.
         ModelError: The file cannot be read, or its weights do not fit.
         RefusedError: Reading the file would run code that came with it.
-        MissingExtraError: The path is a model folder, and ``transformers`` is not installed.
+        MissingExtraError: What the format needs is not installed.
     """
     path = Path(path)
     if is_model_folder(path):
@@ -78,10 +89,13 @@ def load_model(
                 f"{path} is a model folder, which names its own architecture: leave --arch and --model-def out"
             )
         return _from_folder(path, labels, input_shape, (mean, std, pixel_range), label_names, device)
+    content = read_file(path) if arch is None and model_def is None and path.exists() else None
+    if content is not None and is_onnx(content):
+        return _from_onnx(path, content, labels, input_shape, (mean, std, pixel_range), label_names, device)
     check_architecture(arch, model_def)
     if labels is not None and labels < 2:
         raise UsageError(f"a classifier has at least two labels, got {labels}")
-    weights = read_weights(path)
+    weights = read_weights(path) if content is None else parse_weights(content, path)
     if arch is not None:
         known = get_architecture(arch)
         module, labels, input_shape, notes = _from_registry(known, weights, labels, input_shape)
@@ -92,7 +106,7 @@ def load_model(
         preset, layer_names, architecture = Preprocessing(), (), model_def
     preprocessing, unit = _preprocessing(preset, mean, std, pixel_range)
     if arch is None and mean is None:
-        unit = ("the network gets pixel values from 0 to 1 as they are (say otherwise with --mean and --std)",)
+        unit = (_AS_THEY_ARE,)
     return SuspectModel(
         module,
         input_shape,
@@ -134,6 +148,48 @@ def _from_folder(
     )
 
 
+def _from_onnx(
+    path: Path,
+    content: bytes,
+    labels: int | None,
+    input_shape: Shape | None,
+    pixels: tuple[Sequence[float] | None, Sequence[float] | None, tuple[float, float] | None],
+    label_names: Sequence[str] | None,
+    device: str | torch.device,
+) -> SuspectModel:
+    module, declared = read_onnx(content, path.name)
+    shape = input_shape or declared
+    if shape is None:
+        raise UsageError(f"{path.name} does not say what size of images it takes: give --input-shape")
+    counted = _count_labels(module, shape)
+    if labels not in {None, counted}:
+        raise UsageError(f"{path.name} has {counted} labels, not {labels} (--labels)")
+    preprocessing, unit = _preprocessing(Preprocessing(), *pixels)
+    return SuspectModel(
+        module,
+        shape,
+        counted,
+        preprocessing,
+        label_names=tuple(label_names or ()),
+        architecture="onnx",
+        name=path.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        device=torch.device(device),
+        notes=unit or (_AS_THEY_ARE,),
+    )
+
+
+def names_its_architecture(path: Path) -> bool:
+    """Whether a path holds a network, not its weights alone: a model folder, or an ONNX file."""
+    if is_model_folder(path):
+        return True
+    try:
+        with path.open("rb") if path.is_file() else BytesIO() as file:
+            return is_onnx(file.read(3))
+    except OSError:
+        return False  # what is wrong with it is said when it is read
+
+
 def check_architecture(arch: str | None, model_def: str | None) -> None:
     """Refuse what names no architecture, before any file is read.
 
@@ -150,7 +206,7 @@ def check_architecture(arch: str | None, model_def: str | None) -> None:
 
 
 def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:
-    """Write a network's weights as safetensors, atomically; of a model that came as a folder, such a folder.
+    """Write a network's weights as safetensors, atomically; of a model folder or an ONNX file, one of its kind.
 
     Returns:
         SHA-256 of the weights file.
@@ -199,6 +255,8 @@ def parse_device(name: str) -> torch.device:
 def _serialise(module: nn.Module) -> bytes:
     if isinstance(module, FolderModel):
         return folder_weights(module)
+    if isinstance(module, OnnxModel):
+        return module.to_bytes()
     # Clones: safetensors refuses tensors that share memory, and keeps only contiguous ones.
     state = {name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()}
     return safetensors.torch.save(state)
