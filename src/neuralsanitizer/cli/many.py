@@ -23,7 +23,7 @@ from neuralsanitizer.storage import RunFolder, write_atomically, write_json
 
 __all__ = ["scan_many_command"]
 
-_WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
+_WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx"}
 
 
 @guarded
