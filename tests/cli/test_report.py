@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -153,3 +154,27 @@ def test_what_cannot_be_shown_or_written_says_why(arguments, code, reason, tmp_p
     assert (outcome.code, outcome.stdout) == (code, "")
     assert reason in outcome.stderr
     assert not (tmp_path / "x.html").exists()
+
+
+def test_evidence_is_written_and_checked(scanned, files):
+    folder = scanned[1]
+    assert run("report", folder, "--bundle", "evidence.zip").code == 0
+    outcome = run("check-bundle", "evidence.zip", "--model", files.attacked)
+    assert (outcome.code, "verdict: infected" in outcome.stdout) == (0, True)
+    assert run("check-bundle", "evidence.zip", "--format", "json").json["verdict"] == "infected"
+    other = run("check-bundle", "evidence.zip", "--model", files.honest)
+    assert (other.code, other.stdout) == (3, "")
+    assert "is not of" in other.stderr
+
+
+def test_files_for_other_tools(scanned):
+    folder = scanned[1]
+    outcome = run("report", folder, "--format", "sarif", "--format", "junit", "--format", "json", "--output", "out")
+    assert outcome.code == 0
+    assert outcome.json["verdict"] == "infected"
+    assert Path("out", "report.sarif").is_file()
+    assert Path("out", "report.junit.xml").is_file()
+    assert run("report", folder, "--format", "cyclonedx", "--output", "bom.json").stdout == ""
+    assert Path("bom.json").is_file()
+    assert run("report", folder, "--format", "table", "--format", "json").code == 2
+    assert run("report", folder, "--format", "json", "--output", "x.json").code == 2

@@ -10,7 +10,7 @@ from neuralsanitizer.cli import attack, bench, filtering
 from neuralsanitizer.cli.demo import demo_command
 from neuralsanitizer.cli.many import scan_many_command
 from neuralsanitizer.cli.repair import repair_command, verify_command
-from neuralsanitizer.cli.report import report_command
+from neuralsanitizer.cli.report import check_bundle_command, report_command
 from neuralsanitizer.cli.scan import scan_command
 from neuralsanitizer.provenance import tool_version
 
@@ -28,6 +28,7 @@ app.command("scan-many")(scan_many_command)
 app.command("repair")(repair_command)
 app.command("verify")(verify_command)
 app.command("report")(report_command)
+app.command("check-bundle")(check_bundle_command)
 app.add_typer(filtering.app, name="filter")
 app.add_typer(attack.app, name="attack")
 app.add_typer(bench.app, name="bench")

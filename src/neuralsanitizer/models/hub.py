@@ -24,7 +24,15 @@ from neuralsanitizer.errors import MissingExtraError, ModelError, RefusedError
 from neuralsanitizer.models.formats import MAX_BYTES, Weights, read_weights
 from neuralsanitizer.models.handle import Preprocessing
 
-__all__ = ["WEIGHTS_FILE", "FolderModel", "FromFolder", "folder_weights", "is_model_folder", "load_folder"]
+__all__ = [
+    "WEIGHTS_FILE",
+    "FolderModel",
+    "FromFolder",
+    "folder_sha256",
+    "folder_weights",
+    "is_model_folder",
+    "load_folder",
+]
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -195,6 +203,16 @@ def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.M
             which = ", ".join(sorted(map(str, told[what]))[:_LISTED])
             raise ModelError(f"{name}: the weights do not fit the configuration ({what.replace('_', ' ')}: {which})")
     return module.eval(), names
+
+
+def folder_sha256(path: Path) -> str:
+    """The hash of a model folder's weights.
+
+    Raises:
+        ModelError: There are none, or they cannot be read.
+        RefusedError: They are no safetensors.
+    """
+    return _read_folder_weights(path).sha256
 
 
 def folder_weights(module: FolderModel) -> bytes:

@@ -26,7 +26,14 @@ from neuralsanitizer.models.architectures import get as get_architecture
 from neuralsanitizer.models.architectures import names as architecture_names
 from neuralsanitizer.models.formats import Weights, parse_weights, read_file, read_weights
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
-from neuralsanitizer.models.hub import WEIGHTS_FILE, FolderModel, folder_weights, is_model_folder, load_folder
+from neuralsanitizer.models.hub import (
+    WEIGHTS_FILE,
+    FolderModel,
+    folder_sha256,
+    folder_weights,
+    is_model_folder,
+    load_folder,
+)
 from neuralsanitizer.models.matching import match
 from neuralsanitizer.models.onnx_graph import OnnxModel, is_onnx, read_onnx
 from neuralsanitizer.storage import write_atomically
@@ -226,6 +233,17 @@ def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:
 def state_dict_hash(module: nn.Module) -> str:
     """SHA-256 of the file that :func:`save_state_dict` would write."""
     return hashlib.sha256(_serialise(module)).hexdigest()
+
+
+def model_sha256(path: Path) -> str:
+    """The hash by which runs know a model: of its file, or of a model folder's weights.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    if is_model_folder(path):
+        return folder_sha256(path)
+    return hashlib.sha256(read_file(path)).hexdigest()
 
 
 def parse_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Reports of a run: JSON, a terminal table, one HTML page, and what other tools read. They read a saved run alone."""
 
 from neuralsanitizer.report.bom import cyclonedx_bom
+from neuralsanitizer.report.bundle import bundle_of, check_bundle
 from neuralsanitizer.report.files import FILE_NAMES, FileFormat, rendered
 from neuralsanitizer.report.html import render_html, render_index
 from neuralsanitizer.report.junit import junit_xml
@@ -18,6 +19,8 @@ from neuralsanitizer.report.terminal import (
 __all__ = [
     "FILE_NAMES",
     "FileFormat",
+    "bundle_of",
+    "check_bundle",
     "cyclonedx_bom",
     "filter_json",
     "junit_xml",
