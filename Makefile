@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check format clean
+.PHONY: demo test lint check format docs clean
 
 # pip, not a faster installer: where the machine's pip is told of a CPU build of torch, it takes that.
 $(VENV)/installed: pyproject.toml
@@ -31,5 +31,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -22,7 +22,7 @@ PROGRAM = "neuralsanitizer"
 WIDTH = 100  # columns of the help texts, whatever the terminal's
 HEAD = """# The command line
 
-Made from the program's own help by [`make_cli.py`](make_cli.py); do not edit it by hand.
+Made from the program's own help by `docs/reference/make_cli.py`; do not edit it by hand.
 
 What all verbs have in common:
 
