@@ -291,6 +291,8 @@ def _development() -> tuple[Case, ...]:
         _attack_case("development", "dev-signs-trojan-square", "signs", "trojan-square", 6, 42),
         _attack_case("development", "dev-signs-trojan-watermark", "signs", "trojan-watermark", 9, 43),
         _attack_case("development", "dev-speech-chirp", "speech", "sound-chirp", 3, 0),
+        _attack_case("development", "dev-speech-tone", "speech", "sound-tone", 7, 48),
+        _attack_case("development", "dev-speech-noise", "speech", "sound-noise", 2, 49),
         *_clean("development", "speech", 41),
         case("many labels", "many", 44, "8x8", PatchSpec(300, 8, "top-left")),
     )
