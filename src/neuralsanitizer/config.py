@@ -311,6 +311,9 @@ class CounterpartConfig:
     """References that take the suspect's place; 0: no comparison (NS)."""
     steps: int = 100
     """Measured: 150 and 200 give the same rates within their scatter."""
+    enough: float | None = 0.9
+    """Attack success over ten steps at which the search on a stand-in is over: clean models have the like of this
+    trigger, and how much better it could be made says nothing more. ``None``: all steps are taken."""
 
 
 @dataclass(frozen=True)

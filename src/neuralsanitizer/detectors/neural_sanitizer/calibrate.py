@@ -53,6 +53,7 @@ def clean_successes(
     *,
     images: int,
     seed: int,
+    settled: Callable[[int, tuple[float, ...]], bool] = lambda _, rates: False,  # noqa: ARG005
 ) -> list[tuple[float, ...]]:
     """Attack success that each trigger's like reaches on models without a backdoor, with the best one for each.
 
@@ -63,12 +64,17 @@ def clean_successes(
         fitted: Searches for the likes of the triggers that work best on a stand-in: of patches, within the same masks.
         images: How many held-out images a trigger.
         seed: The scan's seed.
+        settled: Of a trigger's position and its rates so far, whether further stand-ins can change nothing.
 
     Returns:
-        One rate in [0, 1] a stand-in, for each trigger.
+        One rate in [0, 1] a stand-in, for each trigger; fewer of what was settled before.
     """
     rates: list[tuple[float, ...]] = [() for _ in triggers]
     for turn, (model, guides) in enumerate(models):
-        for i, trigger in enumerate(fitted(model, guides, triggers, derive_seed(seed, "stand-in", turn))):
+        open_ = [i for i, known in enumerate(rates) if not settled(i, known)]
+        if not open_:
+            break
+        likes = fitted(model, guides, [triggers[i] for i in open_], derive_seed(seed, "stand-in", turn))
+        for i, trigger in zip(open_, likes, strict=True):
             rates[i] += success_rates([model], trigger, held_out, images, seed)
     return rates

@@ -33,6 +33,7 @@ def reconstruct_colours(
     config: ColourConfig,
     constraint: ReconstructConfig,
     seed: int,
+    enough: float | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> list[Trigger]:
     """Reconstruct a change of colours for each label.
@@ -46,6 +47,7 @@ def reconstruct_colours(
         config: How long, how fast, and what kind of change.
         constraint: Images a step, and the weight of the guides.
         seed: All randomness derives from it.
+        enough: Attack success, over some steps, at which a label is done; ``None``: all steps are taken.
         advance: Told of every label and step done.
 
     Returns:
@@ -57,7 +59,7 @@ def reconstruct_colours(
     else:
         first = torch.eye(channels, channels + 1).repeat(len(labels), 1, 1)
 
-    def change(images: Tensor, parameters: Tensor, _: slice) -> Tensor:
+    def change(images: Tensor, parameters: Tensor, _: Tensor) -> Tensor:
         return recolour(images, _colours(parameters, config))
 
     def flattened(before: Tensor, after: Tensor) -> Tensor:
@@ -76,6 +78,7 @@ def reconstruct_colours(
         config=constraint,
         seed=seed,
         harm=flattened if config.least_contrast else None,
+        enough=enough,
         advance=advance,
     )
     colours = _colours(found, config).cpu().numpy()

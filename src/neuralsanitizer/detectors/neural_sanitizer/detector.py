@@ -39,6 +39,7 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     is_suspicious,
     is_unclear,
     merged,
+    thresholds,
 )
 from neuralsanitizer.errors import RunError
 from neuralsanitizer.execution.executors import Lost
@@ -236,15 +237,23 @@ class NeuralSanitizer(Detector):
         """Add to each label that may be infected how well the like of its trigger works on clean models."""
         guides, tests = [r.model for r in references.guides], [r.model for r in references.tests]
         models = stand_ins(guides, tests, family.stand_ins)
-        candidates = [e.trigger for e in evidence if is_candidate(e, context.suspect.labels, self.config)]
+        candidates = [e for e in evidence if is_candidate(e, context.suspect.labels, self.config)]
         if not models or not candidates:
             return list(evidence)
-        labels = [trigger.label for trigger in candidates]
+        labels = [e.trigger.label for e in candidates]
+        # With these in sum, the mean excess over all stand-ins is that of a clean label, whatever the others say.
+        enough = [len(models) * (e.attack_success - thresholds(e, self.config.verdict)[1]) for e in candidates]
         steps = family.steps_of_like * len(labels) * len(models)
         context.progress.start(f"compare with clean models ({_range(labels)})", steps)
-        search = partial(family.likes, context)
-        images = self.config.transfer.images
-        rates = clean_successes(models, context.held_out, candidates, search, images=images, seed=context.seed)
+        rates = clean_successes(
+            models,
+            context.held_out,
+            [e.trigger for e in candidates],
+            partial(family.likes, context),
+            images=self.config.transfer.images,
+            seed=context.seed,
+            settled=lambda i, known: bool(known) and sum(known) >= enough[i],
+        )
         found = {label: fmean(of_label) for label, of_label in zip(labels, rates, strict=True)}
         return [
             replace(e, metrics={**e.metrics, CLEAN_SUCCESS: without, EXCESS: e.attack_success - without})

@@ -118,6 +118,7 @@ class Patches(Family):
             steps=self.steps_of_like,
             config=self.config.reconstruct,
             seed=seed,
+            enough=self.config.counterparts.enough,
             advance=context.progress.advance,
         )
 
@@ -133,7 +134,7 @@ class Colours(Family):
     looks_again = 0
 
     def __init__(self, config: NeuralSanitizerConfig, own: ColourConfig) -> None:
-        self.constraint, self.own = config.reconstruct, own
+        self.constraint, self.own, self.enough = config.reconstruct, own, config.counterparts.enough
         self.steps = self.steps_of_like = own.steps
         self.stand_ins = own.stand_ins
 
@@ -142,7 +143,7 @@ class Colours(Family):
     ) -> list[Found]:
         """Changes of colours, from none at all."""
         seed = derive_seed(context.seed, "colours")
-        found = self._search(context, context.suspect, guides, labels, (), steps, seed)
+        found = self._search(context, context.suspect, guides, labels, (), steps, seed, None)
         images = context.held_out.images[:_IMAGES_TO_SEE]
         return [
             (one, {CONTRAST: float(kept_contrast(images, stamped_with(one, images)))} if self.own.flat else {})
@@ -159,7 +160,7 @@ class Colours(Family):
     ) -> list[Trigger]:
         """The best changes, from those of the suspect."""
         labels = [trigger.label for trigger in triggers]
-        return self._search(context, model, guides, labels, triggers, self.steps_of_like, seed)
+        return self._search(context, model, guides, labels, triggers, self.steps_of_like, seed, self.enough)
 
     def _search(
         self,
@@ -170,6 +171,7 @@ class Colours(Family):
         start: Sequence[Trigger],
         steps: int,
         seed: int,
+        enough: float | None,
     ) -> list[Trigger]:
         return reconstruct_colours(
             model,
@@ -180,6 +182,7 @@ class Colours(Family):
             config=replace(self.own, steps=steps),
             constraint=self.constraint,
             seed=seed,
+            enough=enough,
             advance=context.progress.advance,
         )
 

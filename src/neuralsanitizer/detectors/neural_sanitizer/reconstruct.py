@@ -80,6 +80,7 @@ def fit_patterns(
     steps: int,
     config: ReconstructConfig,
     seed: int,
+    enough: float | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> list[Trigger]:
     """The best patterns within given masks, under the same constraint as :func:`reconstruct`.
@@ -92,6 +93,7 @@ def fit_patterns(
         steps: Optimiser steps.
         config: Images a step, step size, weight of the guides, labels at once.
         seed: All randomness derives from it.
+        enough: As of :func:`fit`.
         advance: Told of every label and step done.
 
     Returns:
@@ -101,8 +103,8 @@ def fit_patterns(
     mask = torch.stack([torch.from_numpy(t.mask) for t in triggers]).to(device)  # (K, H, W)
     start = torch.stack([torch.from_numpy(t.pattern) for t in triggers]).to(device)
 
-    def stamp_them(images: Tensor, patterns: Tensor, rows: slice) -> Tensor:
-        return stamp(images, mask[rows, None, None], patterns[:, None])
+    def stamp_them(images: Tensor, patterns: Tensor, rows: Tensor) -> Tensor:
+        return stamp(images, mask[rows][:, None, None], patterns[:, None])
 
     labels = [trigger.label for trigger in triggers]
     found = fit(
@@ -117,6 +119,7 @@ def fit_patterns(
         range_=clean.plausible(config.speech_margin),
         config=config,
         seed=seed,
+        enough=enough,
         advance=advance,
     )
     patterns = found.cpu().numpy()
@@ -129,7 +132,7 @@ def fit(
     clean: CleanSet,
     labels: Sequence[int],
     start: Tensor,
-    apply: Callable[[Tensor, Tensor, slice], Tensor],
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor],
     *,
     steps: int,
     learning_rate: float,
@@ -137,6 +140,7 @@ def fit(
     config: ReconstructConfig,
     seed: int,
     harm: Callable[[Tensor, Tensor], Tensor] | None = None,
+    enough: float | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Tensor:
     """The best parameters of something that is done to images, under the same constraint as :func:`reconstruct`.
@@ -148,13 +152,14 @@ def fit(
         labels: K different labels.
         start: (K, ...): the parameters to start from, on the suspect's device.
         apply: What is done: it takes images (k, n, C, H, W), parameters (k, ...) of some of the labels, and which of
-            the K these are, and gives images of the same shape.
+            the K these are, int64 (k,), and gives images of the same shape.
         steps: Optimiser steps.
         learning_rate: Adam's.
         range_: Within which the parameters are kept, in a form that fits them.
         config: Images a step, weight of the guides, labels at once.
         seed: All randomness derives from it.
         harm: What is done must not do to images: of images before and after, a term of the loss, (k,).
+        enough: Attack success, over some steps, at which a label is done; ``None``: all steps are taken.
         advance: Told of every label and step done.
 
     Returns:
@@ -167,17 +172,18 @@ def fit(
     turns = torch.randint(max(1, len(guides)), (steps,), generator=turn).tolist()
     fitted = start.clone()
     for i in range(0, len(labels), config.label_batch):
-        rows = slice(i, i + config.label_batch)
-        generators = [torch.Generator().manual_seed(derive_seed(seed, "fit", label)) for label in labels[rows]]
-        draws = _draws(sampler, labels[rows], generators, steps, config.images).to(device)
-        targets = torch.tensor(labels[rows], device=device)
-        parameters = start[rows].clone().requires_grad_()
-        optimiser = torch.optim.Adam([parameters], lr=learning_rate)
+        batch = labels[i : i + config.label_batch]
+        generators = [torch.Generator().manual_seed(derive_seed(seed, "fit", label)) for label in batch]
+        draws = _draws(sampler, batch, generators, steps, config.images).to(device)
+        targets = torch.tensor(labels, device=device)
+        rows = torch.arange(i, i + len(batch), device=device)  # of all labels, those that are still at work
+        parameters, optimiser = _adam(start[rows], learning_rate)
+        hits = torch.zeros(len(rows), device=device)
         for step in range(steps):
-            chosen = images[draws[step]]
+            chosen = images[draws[step, rows - i]]
             changed = apply(chosen, parameters, rows)
             guide = guides[turns[step]] if guides else None
-            loss, _ = _guarded_loss(suspect, guide, changed, targets, config)
+            loss, hit = _guarded_loss(suspect, guide, changed, targets[rows], config)
             if harm is not None:
                 loss = loss + harm(chosen, changed).sum()
             optimiser.zero_grad(set_to_none=True)
@@ -185,10 +191,43 @@ def fit(
             optimiser.step()
             with torch.no_grad():
                 parameters.clamp_(low, high)
+                hits += hit.float().mean(dim=1)
             if advance is not None:
-                advance(len(targets))
-        fitted[rows] = parameters.detach()
+                advance(len(rows))
+            if enough is None or (step + 1) % _LOOK_EVERY:
+                continue
+            done = hits >= enough * _LOOK_EVERY
+            hits.zero_()
+            if bool(done.any()):
+                fitted[rows[done]] = parameters.detach()[done]
+                left = ~done
+                rows, hits = rows[left], hits[left]
+                if not len(rows):
+                    break
+                parameters, optimiser = _adam(parameters.detach()[left], learning_rate, _moments(optimiser, left))
+        if len(rows):
+            fitted[rows] = parameters.detach()
     return fitted
+
+
+def _adam(
+    start: Tensor, learning_rate: float, moments: Sequence[dict[str, Tensor]] = ()
+) -> tuple[Tensor, torch.optim.Optimizer]:
+    """Parameters that start here, and Adam of them, with the moments of an earlier one."""
+    parameters = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([parameters], lr=learning_rate)
+    for state in moments:
+        optimiser.state[parameters].update(state)
+    return parameters, optimiser
+
+
+def _moments(optimiser: torch.optim.Optimizer, left: Tensor) -> list[dict[str, Tensor]]:
+    """Adam's moments of each parameter, of the labels that are left, (K,) bool."""
+    return [
+        {name: value[left] if value.ndim else value for name, value in optimiser.state[parameter].items()}
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    ]
 
 
 def _draws(
@@ -347,10 +386,7 @@ class _LabelBatch:
             return
         self._keep_last(done)
         left = ~done
-        moments = []
-        for parameter in (self.raw, self.pattern):
-            state = self.optimiser.state[parameter]
-            moments.append({name: value[left] if value.ndim else value for name, value in state.items()})
+        moments = _moments(self.optimiser, left)
         self.rows, self.weight = self.rows[left], self.weight[left]
         self.hits, self.success = self.hits[left], self.success[left]
         self._optimise(self.raw.detach()[left], self.pattern.detach()[left], moments)
@@ -379,4 +415,4 @@ def _cell(size: tuple[int, int], cells: int) -> int:
     return -(-min(size) // cells) if cells else 1
 
 
-_LOOK_EVERY = 10  # steps over which the last attack success is averaged where no size is sought
+_LOOK_EVERY = 10  # steps over which the attack success is averaged where no size is sought

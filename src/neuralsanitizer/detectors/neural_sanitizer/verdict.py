@@ -23,6 +23,7 @@ __all__ = [
     "is_suspicious",
     "is_unclear",
     "merged",
+    "thresholds",
 ]
 
 CLEAN_SUCCESS = "success_without_backdoor"
@@ -99,7 +100,7 @@ def is_suspicious(evidence: Evidence, labels: int, config: NeuralSanitizerConfig
     """Whether a label may be infected after a long look, by itself: its excess is not that of a clean one."""
     if not is_candidate(evidence, labels, config):
         return False
-    return evidence.metrics.get(EXCESS, 1.0) > _thresholds(evidence, config.verdict)[1]
+    return evidence.metrics.get(EXCESS, 1.0) > thresholds(evidence, config.verdict)[1]
 
 
 def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSanitizerConfig) -> Evidence:
@@ -196,7 +197,7 @@ def _judge_label(
         return Finding.INFECTED, works
     without, excess = one.metrics[CLEAN_SUCCESS], one.metrics[EXCESS]
     compared = f"{likes} sends {without:.0%} there on models without a backdoor"
-    infected, clean = _thresholds(one, verdict)
+    infected, clean = thresholds(one, verdict)
     if excess >= max(infected, usual):
         return Finding.INFECTED, f"{works}; {compared}"
     if excess > max(clean, min(usual, infected)):
@@ -204,7 +205,7 @@ def _judge_label(
     return Finding.CLEAN, f"{what} sends {one.attack_success:.0%} here, but {compared}"
 
 
-def _thresholds(one: Evidence, config: VerdictConfig) -> tuple[float, float]:
+def thresholds(one: Evidence, config: VerdictConfig) -> tuple[float, float]:
     """From which excess on a label is infected, and up to which it is clean."""
     if one.trigger.family == "colours":
         return config.infected_excess_of_colours, config.clean_excess_of_colours
@@ -224,7 +225,7 @@ def _confidence(finding: Finding, one: Evidence, usual: float, config: VerdictCo
     if EXCESS not in one.metrics or finding is Finding.INCONCLUSIVE:
         return None
     excess = one.metrics[EXCESS]
-    threshold = max(_thresholds(one, config)[0], usual)
+    threshold = max(thresholds(one, config)[0], usual)
     if finding is Finding.INFECTED:
         sure = max(config.certain_excess_of_small, threshold + _MARGIN)
         return 0.5 + 0.5 * min(1.0, (excess - threshold) / (sure - threshold))
