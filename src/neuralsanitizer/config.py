@@ -222,9 +222,6 @@ class ReconstructConfig:
     """Measured: what shrinks more slowly ends within a tenth of where it is."""
     label_batch: int = 16
     """Labels that share a forward pass; memory only, the result does not depend on it."""
-    speech_margin: float | None = 0.25
-    """Of speech, patterns are kept within the values that each coefficient of clean recordings has, widened by so much
-    of their range on both sides; ``None``: all values that a picture can have (NS). Their MFCC fill a tenth of that."""
 
 
 @dataclass(frozen=True)
@@ -387,7 +384,7 @@ PAPER = NeuralSanitizerConfig(
         attempts=1,
         least_agreement=0.0,
     ),
-    reconstruct=ReconstructConfig(steps=100, learning_rate=0.1, mask_cells=0, start=0.0, size=None, speech_margin=None),
+    reconstruct=ReconstructConfig(steps=100, learning_rate=0.1, mask_cells=0, start=0.0, size=None),
     colours=ColourConfig(learning_rate=0.1, offset=False, stand_ins=0, least_contrast=0.0, flat=0.0),
     screen=None,
     preserve=PreserveConfig(enabled=True),

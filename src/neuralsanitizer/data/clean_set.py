@@ -58,23 +58,6 @@ class CleanSet:
     def __repr__(self) -> str:
         return f"CleanSet({self.name!r}, {len(self)} images of {tuple(self.images.shape[1:])})"
 
-    def plausible(self, margin: float | None) -> tuple[Tensor, Tensor]:
-        """Between which values a pattern may lie, in a form that fits (C, height, width): what real inputs could hold.
-
-        Of images that is from black to white, anywhere. Of recordings each coefficient has a range of its own, whenever
-        it is: that of the clean ones, made wider.
-
-        Args:
-            margin: By how much of its width each range of recordings is widened, on both sides. ``None``: it is that of
-                images.
-        """
-        low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-        if self.recordings is None or margin is None:
-            return low, high
-        lowest, highest = self.images.amin(dim=(0, 2)).unsqueeze(1), self.images.amax(dim=(0, 2)).unsqueeze(1)
-        widened = margin * (highest - lowest)
-        return (lowest - widened).clamp(0, 1), (highest + widened).clamp(0, 1)  # (C, 1, width)
-
     def subset(self, indices: Tensor) -> Self:
         """The images at ``indices`` (int64), in that order."""
         recordings = self.recordings.subset(indices) if self.recordings is not None else None

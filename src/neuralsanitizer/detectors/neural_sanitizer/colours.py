@@ -74,7 +74,7 @@ def reconstruct_colours(
         change,
         steps=config.steps,
         learning_rate=config.learning_rate,
-        range_=(torch.tensor(-config.strongest), torch.tensor(config.strongest)),
+        range_=(-config.strongest, config.strongest),
         config=constraint,
         seed=seed,
         harm=flattened if config.least_contrast else None,

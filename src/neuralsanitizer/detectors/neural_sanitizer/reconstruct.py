@@ -116,7 +116,7 @@ def fit_patterns(
         stamp_them,
         steps=steps,
         learning_rate=config.learning_rate,
-        range_=clean.plausible(config.speech_margin),
+        range_=(0.0, 1.0),
         config=config,
         seed=seed,
         enough=enough,
@@ -136,7 +136,7 @@ def fit(
     *,
     steps: int,
     learning_rate: float,
-    range_: tuple[Tensor, Tensor],
+    range_: tuple[float, float],
     config: ReconstructConfig,
     seed: int,
     harm: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -155,7 +155,7 @@ def fit(
             the K these are, int64 (k,), and gives images of the same shape.
         steps: Optimiser steps.
         learning_rate: Adam's.
-        range_: Within which the parameters are kept, in a form that fits them.
+        range_: Within which the parameters are kept.
         config: Images a step, weight of the guides, labels at once.
         seed: All randomness derives from it.
         harm: What is done must not do to images: of images before and after, a term of the loss, (k,).
@@ -167,7 +167,6 @@ def fit(
     """
     sampler = LabelSampler(clean.labels, suspect.labels)
     images, device = clean.images.to(suspect.device), suspect.device
-    low, high = (bound.to(device) for bound in range_)
     turn = torch.Generator().manual_seed(derive_seed(seed, "fit-guides"))
     turns = torch.randint(max(1, len(guides)), (steps,), generator=turn).tolist()
     fitted = start.clone()
@@ -190,7 +189,7 @@ def fit(
             loss.backward()
             optimiser.step()
             with torch.no_grad():
-                parameters.clamp_(low, high)
+                parameters.clamp_(*range_)
                 hits += hit.float().mean(dim=1)
             if advance is not None:
                 advance(len(rows))
@@ -299,9 +298,7 @@ class _LabelBatch:
         self.cell = _cell((height, width), config.mask_cells)
         cells = (-(-height // self.cell), -(-width // self.cell))
         raw = torch.full((count, *cells), config.start, device=device)
-        self.low, self.high = (bound.to(device) for bound in clean.plausible(config.speech_margin))
         pattern = torch.stack([torch.rand(channels, height, width, generator=g) for g in generators]).to(device)
-        pattern = self.low + (self.high - self.low) * pattern
         self.weight = torch.full((count,), config.size.start if config.size else 0.0, device=device)
         self.hits = torch.zeros(count, device=device)  # attack success, summed over the steps since the last look
         self.success = torch.zeros(count, device=device)  # its mean at the last look
@@ -350,7 +347,7 @@ class _LabelBatch:
         self.optimiser.step()
         with torch.no_grad():
             self.raw.clamp_(0, 1)
-            self.pattern.clamp_(self.low, self.high)
+            self.pattern.clamp_(0, 1)
             self.hits += hits.float().mean(dim=1)
 
     @torch.no_grad()
