@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check format docs clean
+.PHONY: demo test lint check check-hostile check-fuzz format docs clean
 
 # pip, not a faster installer: where the machine's pip is told of a CPU build of torch, it takes that.
 $(VENV)/installed: pyproject.toml
@@ -27,6 +27,14 @@ lint: $(VENV)/installed
 
 check: lint test
 
+# Bad inputs, each to a program of its own, with time and memory: some ten minutes.
+check-hostile: $(VENV)/installed
+	$(BIN)/python tests/hostile_inputs.py
+
+# Damaged files at random, for FUZZ_SECONDS (60).
+check-fuzz: $(VENV)/installed
+	$(BIN)/python -X faulthandler tests/fuzz.py
+
 format: $(VENV)/installed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
@@ -35,4 +43,4 @@ docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
-	rm -rf $(VENV) demo runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo runs site fuzz-crashes .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

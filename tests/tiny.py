@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from neuralsanitizer.config import CounterpartConfig, PreserveConfig, TransferConfig
 from quick import QUICK
 
 TINY = replace(
@@ -16,3 +17,14 @@ TINY = replace(
     ),
     reconstruct=replace(QUICK.reconstruct, steps=20),
 )
+
+HASTY = replace(
+    TINY,
+    preset="hasty",
+    references=replace(TINY.references, fresh_cycles=(3,), tests=TINY.references.tests[:1]),
+    reconstruct=replace(TINY.reconstruct, steps=2, images=2),
+    preserve=PreserveConfig(images=2),
+    transfer=TransferConfig(images=5),
+    counterparts=CounterpartConfig(stand_ins=0, steps=1),
+)
+"""A whole scan in a blink, for tests of what stands around it."""

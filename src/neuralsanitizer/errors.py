@@ -11,6 +11,7 @@ ends with, and says what was expected, what came, and what to do next::
     │   ├── DataError           3   a clean set
     │   ├── RunError            3   a run folder: unreadable, of another version, of another model
     │   └── RefusedError        3   readable, but opening it would run code: refused on purpose
+    ├── TimeLimitError          5   a network's first run, which does not end
     ├── RefusedInputError       1   a guarded model was asked about an input that bears a trigger
     └── OutputError             3   a result cannot be written: exists already, disk full, not a folder
 
@@ -29,6 +30,7 @@ __all__ = [
     "RefusedError",
     "RefusedInputError",
     "RunError",
+    "TimeLimitError",
     "UsageError",
 ]
 
@@ -82,6 +84,10 @@ class RunError(InputError):
 
 class RefusedError(InputError):
     """The input is readable, but reading it would run code that came with it."""
+
+
+class TimeLimitError(NeuralSanitizerError):
+    """Something that should take seconds is given up after a minute: nothing says that it ever ends."""
 
 
 class RefusedInputError(NeuralSanitizerError):

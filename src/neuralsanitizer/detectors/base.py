@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from neuralsanitizer.config import SelfCheckConfig
 from neuralsanitizer.data.clean_set import CleanSet
@@ -469,9 +470,27 @@ def self_check(suspect: SuspectModel, clean: CleanSet, config: SelfCheckConfig) 
         note = f"the clean set has {len(clean)} images; at least {_LEAST_IMAGES} are needed, better 100 a label"
     elif accuracy < (needed := chance + config.least_gain_over_chance * (1 - chance)):
         note = _likely_reason(suspect, predictions, clean, accuracy, needed)
+    elif not _has_gradient(suspect, clean.images):
+        note = "the model's answers have no gradient (is it quantised, or rounded?), by which triggers are sought"
     return SelfCheck(accuracy, chance, len(clean), not note, note)
 
 
+def _has_gradient(suspect: SuspectModel, images: Tensor) -> bool:
+    """Whether any answer to some images, to mixtures of them, or to noise, changes with what is put in."""
+    some = images[:_PROBED]
+    noise = torch.rand(some.shape, generator=torch.Generator().manual_seed(0))
+    inputs = torch.cat([some, (some + some.flip(0)) / 2, noise]).to(suspect.device).requires_grad_()
+    logits = suspect(inputs)
+    if not logits.requires_grad:
+        return False
+    weights = torch.arange(
+        1.0, 1.0 + suspect.labels, device=suspect.device
+    )  # of equal ones, those of a softmax add to 0
+    (gradient,) = torch.autograd.grad((logits * weights).sum(), inputs, allow_unused=True)
+    return gradient is not None and bool((gradient != 0).any())
+
+
+_PROBED = 8
 _LEAST_IMAGES = 40  # below it a fifth held out gives attack success in steps of more than a tenth
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from neuralsanitizer.errors import InputError, ModelError, RefusedError
+from neuralsanitizer.models.pickles import check_pickles
 
 __all__ = ["MAX_BYTES", "Weights", "parse_weights", "read_file", "read_weights"]
 
@@ -32,11 +33,15 @@ MAX_BYTES = 8 * 1024**3
 """Larger files are not read: the largest network of the registry has half a gigabyte of weights."""
 
 _MAX_ENTRIES = 100_000  # of a zip archive; the largest published checkpoints have a few thousand tensors
-_MAX_HEADER = 100_000_000  # of a safetensors file: the format's own limit
+_MAX_HEADER = 16 * 1024**2  # bytes of a safetensors file; 100,000 tensors need 10 MB
+_MAX_NAME = 1000  # characters of a tensor's name; published ones stay below 200
+_MAX_CLAIM = 4  # bytes that tensors may stand for, for each of the file: several may share what is stored
+_LEGACY_PICKLES = 5  # that a file of torch.save before 1.6 begins with
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 _TORCH_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl"}
 _PICKLE = b"\x80"
 _ZIP = b"PK\x03\x04"
+_LOCAL_HEADER = 30  # bytes of a zip entry before its name
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +80,10 @@ def parse_weights(content: bytes, path: Path) -> Weights:
         ModelError: As of :func:`read_weights`.
         RefusedError: Likewise.
     """
+    _check_length(content, path)
     loaded, notes = _parse(content, path)
     state, wrapped = _unwrap(loaded, path.name)
+    _check_claims(state, len(content), path.name)
     tensors, converted = _as_float32(state, path.name)
     return Weights(tensors, hashlib.sha256(content).hexdigest(), (*notes, *wrapped, *converted))
 
@@ -99,9 +106,13 @@ def read_file(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    _check_length(content, path)
+    return content
+
+
+def _check_length(content: bytes, path: Path) -> None:
     if len(content) < 16:
         raise ModelError(f"{path.name} has {len(content)} bytes: too few for any weights; was it downloaded whole?")
-    return content
 
 
 def _parse(content: bytes, path: Path) -> tuple[Any, tuple[str, ...]]:
@@ -113,9 +124,10 @@ def _parse(content: bytes, path: Path) -> tuple[Any, tuple[str, ...]]:
         _check_safetensors(content, length, path.name)
         try:
             return safetensors.torch.load(content), _named(path, {".safetensors"}, "safetensors")
-        except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # a hostile file makes the parser raise anything
             raise ModelError(f"{path.name} is a damaged safetensors file ({error})") from error
     if content.startswith(_PICKLE):
+        check_pickles(content, path.name, _LEGACY_PICKLES)
         return _torch_load(content, path.name), _named(path, _TORCH_SUFFIXES, "PyTorch")
     raise ModelError(
         f"{path.name} is of no format that can be read: its first bytes are {content[:4]!r}. "
@@ -152,7 +164,11 @@ def _check_zip(content: bytes, name: str) -> None:
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, UnicodeDecodeError) as error:
+            if len(entries) <= _MAX_ENTRIES:
+                _check_entries(archive, entries, name)
+    except InputError:
+        raise
+    except Exception as error:  # a hostile file makes the zip reader raise anything
         raise ModelError(f"{name} is a damaged zip archive ({error})") from error
     inner = {"/".join(entry.filename.split("/")[1:]) for entry in entries}  # torch puts all under one folder
     if len(entries) > _MAX_ENTRIES or len({entry.filename for entry in entries}) < len(entries):
@@ -175,6 +191,19 @@ def _check_zip(content: bytes, name: str) -> None:
         raise RefusedError(f"{name} is refused: its entries are compressed or encrypted, which PyTorch never writes")
     if "data.pkl" not in inner:
         raise ModelError(f"{name} is a zip archive, but not one that torch.save wrote")
+
+
+def _check_entries(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], name: str) -> None:
+    """What lies where in the archive: nothing twice, and pickles that build no more than weights need."""
+    end = 0
+    for entry in sorted(entries, key=lambda one: one.header_offset):
+        if entry.header_offset < end:
+            raise ModelError(f"{name} is a damaged archive: its entries overlap")
+        end = entry.header_offset + _LOCAL_HEADER + len(entry.orig_filename) + entry.compress_size
+    for entry in entries:
+        stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+        if stored and entry.filename.split("/")[1:] == ["data.pkl"]:
+            check_pickles(archive.read(entry), name)
 
 
 def _torch_load(content: bytes, name: str) -> Any:  # noqa: ANN401 - whatever it holds: checked next
@@ -205,9 +234,16 @@ def _unwrap(loaded: Any, name: str) -> tuple[Mapping[str, Tensor], tuple[str, ..
     if _is_state(loaded):
         return loaded, ()
     if isinstance(loaded, Mapping):
-        odd = [f"{key!r} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
+        odd = [
+            f"{_shown(key)} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)
+        ]
         raise ModelError(f"{name} holds no state_dict: {', '.join(odd[:5]) or 'it is empty'}")
     raise ModelError(f"{name} holds a {type(loaded).__name__} instead of a state_dict (tensors by name)")
+
+
+def _shown(key: Any) -> str:  # noqa: ANN401
+    """A name; of anything else only what it is: its text could go on for ever."""
+    return repr(key[:_MAX_NAME]) if isinstance(key, str) else f"a {type(key).__name__}"
 
 
 def _is_state(candidate: Any) -> bool:  # noqa: ANN401
@@ -216,6 +252,14 @@ def _is_state(candidate: Any) -> bool:  # noqa: ANN401
         and bool(candidate)
         and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in candidate.items())
     )
+
+
+def _check_claims(state: Mapping[str, Tensor], stored: int, name: str) -> None:
+    """Tensors may be views that repeat what is stored: what they stand for is made whole next."""
+    if len(state) > _MAX_ENTRIES or max(map(len, state)) > _MAX_NAME:
+        raise ModelError(f"{name} holds more than {_MAX_ENTRIES:,} tensors, or names of more than {_MAX_NAME} letters")
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > _MAX_CLAIM * stored:
+        raise ModelError(f"{name} is damaged: its tensors claim more than the file holds")
 
 
 def _as_float32(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from neuralsanitizer.errors import ModelError, UsageError
+from neuralsanitizer.errors import ModelError, NeuralSanitizerError, UsageError
+from neuralsanitizer.models.bounds import bounded
 from neuralsanitizer.records import ModelRecord
 
 __all__ = ["Preprocessing", "SuspectModel"]
@@ -119,10 +120,13 @@ class SuspectModel:
 
     def _fastest_memory_format(self) -> torch.memory_format:
         """Channels last makes training a third faster on a CPU (measured), if the network's code can do with it."""
-        black = self._standardise(torch.zeros(2, *self.input_shape, device=self.device))
+        module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         try:
-            with torch.no_grad():
-                self.module.to(memory_format=torch.channels_last)(black.contiguous(memory_format=torch.channels_last))  # type: ignore[call-overload]
+            with torch.no_grad(), bounded("the network's answer to two images"):
+                black = self._standardise(torch.zeros(2, *self.input_shape, device=self.device))
+                module(black.contiguous(memory_format=torch.channels_last))
+        except NeuralSanitizerError:
+            raise
         except Exception:  # noqa: BLE001 - the user's code may raise anything; what is no matter of format shows later
             return torch.contiguous_format
         return torch.channels_last
@@ -173,7 +177,10 @@ class SuspectModel:
         with torch.no_grad():
             inputs = self.normalise(images.to(self.device))
             try:
-                outputs = self.module(inputs)
+                with bounded("the network's answer to a few images"):
+                    outputs = self.module(inputs)
+            except NeuralSanitizerError:
+                raise
             except Exception as error:  # the user's code may raise anything
                 raise ModelError(f"the network fails on images of shape {self.input_shape}: {error}") from error
         if not isinstance(outputs, Tensor) or outputs.shape != (len(images), self.labels):

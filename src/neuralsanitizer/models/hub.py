@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralsanitizer.errors import MissingExtraError, ModelError, RefusedError
+from neuralsanitizer.errors import MissingExtraError, ModelError, NeuralSanitizerError, RefusedError
+from neuralsanitizer.models.bounds import in_time
 from neuralsanitizer.models.formats import MAX_BYTES, Weights, read_weights
 from neuralsanitizer.models.handle import Preprocessing
 
@@ -49,6 +53,7 @@ _FETCHED = {
     "use_kernels": "compiled code from elsewhere",
 }
 """Keys of a configuration, at any depth, that make the library import or fetch something, and what."""
+_COUNTED = re.compile(r"layers$|depths?$|blocks$|stages$")  # keys that number parts, each of which has weights
 _IMPLEMENTATIONS = {None, "eager", "sdpa"}  # of attention; other names may be those of kernels that are fetched
 
 Shape = tuple[int, int, int]
@@ -137,10 +142,21 @@ def load_folder(path: Path, input_shape: Shape | None = None) -> FromFolder:
 
 def _refuse_code(part: Any, name: str) -> None:  # noqa: ANN401 - from a file
     """Refuse a configuration that makes the library run or fetch more than the numbers in the folder."""
-    for value in part if isinstance(part, list) else part.values() if isinstance(part, dict) else ():
-        _refuse_code(value, name)
-    if not isinstance(part, dict):
-        return
+    for inner in _dictionaries(part):
+        _refuse_keys(inner, name)
+
+
+def _dictionaries(part: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+    """All dictionaries in what a file holds, however deep: no calls in calls."""
+    waiting = [part]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+        waiting.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
+
+
+def _refuse_keys(part: Mapping[str, Any], name: str) -> None:
     for key, what in _FETCHED.items():
         if part.get(key):
             raise RefusedError(
@@ -156,14 +172,19 @@ def _refuse_code(part: Any, name: str) -> None:  # noqa: ANN401 - from a file
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """The library fetches nothing while this lasts, whatever slipped through."""
+    """The library fetches nothing while this lasts, whatever slipped through, and prints no names from the file."""
     constants: Any = importlib.import_module("huggingface_hub.constants")
-    before = constants.HF_HUB_OFFLINE
+    told: Any = importlib.import_module("transformers.utils.logging")
+    before, verbosity = constants.HF_HUB_OFFLINE, told.get_verbosity()
     constants.HF_HUB_OFFLINE = True
+    told.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         constants.HF_HUB_OFFLINE = before
+        told.set_verbosity(verbosity)
 
 
 def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.Module, list[str]]:
@@ -181,10 +202,13 @@ def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.M
         raise ModelError(f"{name} holds a model of type {kind!r}, which the installed transformers does not know")
     try:
         transformers.utils.logging.disable_progress_bar()  # progress is told elsewhere, and only of what takes time
-        settings = transformers.CONFIG_MAPPING[kind].from_dict(dict(config))
-        names = [str(settings.id2label[i]) for i in range(len(settings.id2label))]
-        made = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
-        with _offline():
+        _check_size(config, weights, name)
+        with _offline(), in_time(f"building the network of {name}"):
+            settings = transformers.CONFIG_MAPPING[kind].from_dict(dict(config))
+            names = [str(settings.id2label[i]) for i in range(len(settings.id2label))]
+            made = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
+            with torch.device("meta"):  # shapes without memory
+                _check_weights(made(settings), weights, name)
             module, told = made.from_pretrained(
                 None,
                 config=settings,
@@ -193,6 +217,8 @@ def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.M
                 local_files_only=True,
                 dtype=torch.float32,
             )
+    except NeuralSanitizerError:
+        raise
     except Exception as error:  # a hostile configuration makes the library raise anything
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise ModelError(f"{name} is no image classifier that transformers can build: {reason}") from error
@@ -213,6 +239,23 @@ def folder_sha256(path: Path) -> str:
         RefusedError: They are no safetensors.
     """
     return _read_folder_weights(path).sha256
+
+
+def _check_size(config: Mapping[str, Any], weights: Weights, name: str) -> None:
+    """Refuse numbers that the library would count up to before anybody could compare them with the weights."""
+    for key, value in (pair for inner in _dictionaries(config) for pair in inner.items()):
+        if key == "num_labels" and isinstance(value, int | float) and value > _MOST_LABELS:
+            raise ModelError(f"{name} has {value} labels; a classifier has from 2 to {_MOST_LABELS}")
+        counts = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
+        if _COUNTED.search(key) and sum(counts) > len(weights.tensors):
+            raise ModelError(f"{name}: {key} is {value!r:.80}, but the weights are {len(weights.tensors)} tensors")
+
+
+def _check_weights(sketch: nn.Module, weights: Weights, name: str) -> None:
+    """Refuse a network of more weights than there are: the library would make up the rest first, and tell then."""
+    claimed = sum(parameter.numel() for parameter in sketch.parameters())
+    if claimed > sum(tensor.numel() for tensor in weights.tensors.values()):
+        raise ModelError(f"{name}: the weights do not fit the configuration, which is of {claimed:,} weights")
 
 
 def folder_weights(module: FolderModel) -> bytes:

@@ -20,10 +20,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from neuralsanitizer.errors import ModelError, UsageError
+from neuralsanitizer.errors import ModelError, NeuralSanitizerError, UsageError
 from neuralsanitizer.models.architectures import Architecture, build
 from neuralsanitizer.models.architectures import get as get_architecture
 from neuralsanitizer.models.architectures import names as architecture_names
+from neuralsanitizer.models.bounds import bounded
 from neuralsanitizer.models.formats import Weights, parse_weights, read_file, read_weights
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.models.hub import (
@@ -49,6 +50,7 @@ __all__ = [
 
 Shape = tuple[int, int, int]
 _EIGHT_BIT = (0.0, 255.0)
+_MOST_COUNTS = 20  # numbers of labels that are tried; no network of the registry has as many dense layers
 _AS_THEY_ARE = "the network gets pixel values from 0 to 1 as they are (say otherwise with --mean and --std)"
 
 
@@ -305,7 +307,8 @@ def _candidates(
 ) -> Iterator[tuple[Shape, int]]:
     """Input shapes and numbers of labels to try, the likeliest first."""
     matrices = [len(t) for t in weights.tensors.values() if t.ndim == 2]
-    counts = [labels] if labels is not None else _distinct(n for n in [*matrices[::-1], known.labels] if n >= 2)
+    likely = _distinct(n for n in [*matrices[::-1], known.labels] if n >= 2)[:_MOST_COUNTS]
+    counts = [labels] if labels is not None else likely
     if input_shape is not None:
         shapes = [input_shape]
     else:
@@ -372,7 +375,10 @@ def _call(function: Callable[..., object], model_def: str, labels: int | None) -
 @torch.no_grad()
 def _count_labels(module: nn.Module, input_shape: Shape) -> int:
     try:
-        outputs = module.eval()(torch.zeros(2, *input_shape))
+        with bounded("the network's answer to two images"):
+            outputs = module.eval()(torch.zeros(2, *input_shape))
+    except NeuralSanitizerError:
+        raise
     except Exception as error:  # the user's code may raise anything
         raise ModelError(f"the network does not take images of shape {input_shape} (--input-shape): {error}") from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:

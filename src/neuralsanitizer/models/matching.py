@@ -35,6 +35,8 @@ def match(given: Named, module: nn.Module) -> tuple[dict[str, Tensor], tuple[str
     offered = {name: tensor for name, tensor in given.items() if not name.endswith(_COUNTER)}
     if _fits(offered, wanted):
         return _complete(given, expected), ()
+    if len(offered) != len(wanted):  # no renaming helps
+        raise ModelError(_mismatch(offered, wanted))
     for renamed, note in _without_prefix(given, wanted):
         if _fits({k: v for k, v in renamed.items() if not k.endswith(_COUNTER)}, wanted):
             return _complete(renamed, expected), (note,)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
-from neuralsanitizer.errors import InputError, MissingExtraError, ModelError, RefusedError
+from neuralsanitizer.errors import InputError, MissingExtraError, ModelError, NeuralSanitizerError, RefusedError
+from neuralsanitizer.models.bounds import bounded
 
 __all__ = ["OnnxModel", "is_onnx", "read_onnx"]
 
@@ -68,8 +69,9 @@ def read_onnx(content: bytes, name: str) -> tuple[OnnxModel, Shape | None]:
     except Exception as error:  # a hostile file makes the parser raise anything
         raise ModelError(f"{name} is a damaged ONNX file ({_first_line(error)})") from error
     try:
-        model = OnnxModel(proto, name)
-    except ModelError:
+        with bounded(f"the graph of {name}"):
+            model = OnnxModel(proto, name)
+    except NeuralSanitizerError:
         raise
     except Exception as error:  # likewise: attributes of odd types and sizes
         raise ModelError(f"{name} is an ONNX graph that makes no sense ({_first_line(error)})") from error
