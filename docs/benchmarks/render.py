@@ -9,6 +9,7 @@ from pathlib import Path
 from neuralsanitizer.benchmark.remedies import read_remedies
 from neuralsanitizer.benchmark.remedy_tables import remedy_sections
 from neuralsanitizer.benchmark.run import read_scores
+from neuralsanitizer.benchmark.speed import read_speed, speed_markdown
 from neuralsanitizer.benchmark.tables import sections
 
 FOLDER = Path(__file__).parent
@@ -18,7 +19,8 @@ PAGE = FOLDER.with_suffix(".md")
 def rendered(page: str) -> str:
     """The page with every table between its two marks replaced."""
     scores = [score for score in read_scores(FOLDER) if score.split in {"reported", "attacks"}]
-    for name, table in {**sections(scores), **remedy_sections(read_remedies(FOLDER))}.items():
+    speed = {"speed": "\n\n".join(speed_markdown(score) for score in read_speed(FOLDER).values())}
+    for name, table in {**sections(scores), **remedy_sections(read_remedies(FOLDER)), **speed}.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(start)
         _, _, after = rest.partition(end)

@@ -8,6 +8,7 @@ of several batch sizes: what no scheduling of the same work can beat.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.provenance import environment
-from neuralsanitizer.records import EnvironmentRecord, Finding, to_json
+from neuralsanitizer.records import EnvironmentRecord, Finding, from_json, to_json
 from neuralsanitizer.storage import write_json
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "count_images",
     "floors",
     "measure_speed",
+    "read_speed",
     "speed_markdown",
     "timed_scan",
 ]
@@ -339,6 +341,14 @@ def _ratio(seconds: float, floor: float) -> str:
 
 def _labels(labels: tuple[int, ...]) -> str:
     return ", ".join(map(str, labels)) or "none"
+
+
+def read_speed(folder: Path) -> dict[str, SpeedScore]:
+    """The measurements in the folder ``speed`` of a benchmark folder, by file name."""
+    return {
+        path.stem: from_json(SpeedScore, json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted((folder / "speed").glob("*.json"))
+    }
 
 
 def timed_scan(suspect: SuspectModel, clean: CleanSet, detector: Detector, seed: int, progress: Progress) -> Lap:
