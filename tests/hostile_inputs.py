@@ -922,7 +922,7 @@ def _(folder):
     onnx_file(folder, [("Expand", ["x", "s"], ["y"])], {"s": np.array([2, 2**20, 2**10, 784], np.int64)})
 
 
-@entry(33, "ONNX whose constant doubles 60 times", ONNX, 3, "in one operation", extra="onnx")
+@entry(33, "ONNX whose constant doubles 60 times", ONNX, 3, "in all", extra="onnx")
 def _(folder):
     doubling = [("Concat", [f"c{i}", f"c{i}"], [f"c{i + 1}"], {"axis": 0}) for i in range(60)]
     onnx_file(folder, [*doubling, ("Add", ["x", "c60"], ["y"])], {"c0": np.ones(1, np.float32)})

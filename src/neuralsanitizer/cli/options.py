@@ -254,7 +254,9 @@ def _read_names(path: Path | None) -> tuple[str, ...] | None:
         return None
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST_NAMES:  # a pipe would be waited for
-            raise UsageError(f"--label-names {path} is no file of at most {_LARGEST_NAMES // 1024**2} MiB")
+            raise UsageError(
+                f"--label-names {path} cannot be read: it is no file of at most {_LARGEST_NAMES >> 20} MiB"
+            )
         return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--label-names {path} cannot be read: {error}") from error
