@@ -349,6 +349,13 @@ def _(folder):
     torch_zip({"m/data.pkl": b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b"."}, folder / "model")
 
 
+@entry(8, "bytearray of 8 GB", said="asks for a bytearray")
+def _(folder):
+    """``torch.load(..., weights_only=True)`` would make it."""
+    call = b"c__builtin__\nbytearray\n(\x8a\x08" + struct.pack("<q", 2**33) + b"tR"
+    torch_zip({"m/data.pkl": b"\x80\x02}X\x01\x00\x00\x00a" + call + b"s."}, folder / "model")
+
+
 @entry(8, "text that claims 4 GB", said="damaged")
 def _(folder):
     torch_zip({"m/data.pkl": b"\x80\x02X\xff\xff\xff\xffabc."}, folder / "model")
@@ -420,6 +427,19 @@ def _(folder):
 @entry(12, "npz bomb", SCAN.replace("clean", "bomb").format("sound.safetensors"), said="decompression bomb")
 def _(folder):
     np.savez_compressed(folder / "bomb.npz", x=np.zeros((200, 1000, 1000), np.uint8), y=np.zeros(200, np.int64))
+
+
+@entry(12, "arrays of a run folder that unfold", "report scanned", 3, "as a decompression bomb does",
+       patches={"neuralsanitizer.storage:_MOST_UNFOLDED": 1e8})  # fmt: skip
+def _(folder):
+    """The limit is a GiB; a tenth of it is made faster."""
+    with np.load(folder / "scanned/arrays.npz") as arrays:
+        np.savez_compressed(folder / "scanned/arrays.npz", **arrays, more=np.zeros(200_000_000, np.uint8))
+
+
+@entry(12, "arrays of a run folder that claim 100 GB", "report scanned", 3, "cannot be read")
+def _(folder):
+    archive_of(folder / "scanned/arrays.npz", examples=npy("(100000000, 1000)", bytes(500)))
 
 
 @entry(13, "two data.pkl", said="two of one name")
@@ -902,7 +922,7 @@ def _(folder):
     onnx_file(folder, [("Expand", ["x", "s"], ["y"])], {"s": np.array([2, 2**20, 2**10, 784], np.int64)})
 
 
-@entry(33, "ONNX whose constant doubles 60 times", ONNX, 3, "in one operation", extra="onnx")
+@entry(33, "ONNX whose constant doubles 60 times", ONNX, 3, "in all", extra="onnx")
 def _(folder):
     doubling = [("Concat", [f"c{i}", f"c{i}"], [f"c{i + 1}"], {"axis": 0}) for i in range(60)]
     onnx_file(folder, [*doubling, ("Add", ["x", "c60"], ["y"])], {"c0": np.ones(1, np.float32)})
@@ -1040,6 +1060,11 @@ def shown_safely(folder):
 def _(folder):
     names = [" ".join(name.split()) or "?" for name in HOSTILE if name not in {"", "\ud800"}][:10]
     (folder / "names.txt").write_text("\n".join(names), encoding="utf-8")
+
+
+@entry(37, "label names a FIFO", SCAN.format("sound.safetensors") + " --label-names pipe", 2, "is no file")
+def _(folder):
+    os.mkfifo(folder / "pipe")
 
 
 @entry(37, "hostile tensor names", said="left over")

@@ -44,6 +44,7 @@ __all__ = ["RunFolder", "SavedRun", "read_arrays", "to_picture", "write_arrays",
 
 T = TypeVar("T")
 Picture = npt.NDArray[np.uint8]
+_MOST_UNFOLDED = 1 << 30  # bytes that arrays take beyond those of their file: masks are mostly zeros, and shrink well
 # What numpy and zipfile raise on damaged archives: NotImplementedError and encryption are RuntimeErrors.
 _DAMAGE = (OSError, ValueError, RuntimeError, EOFError, MemoryError, BadZipFile, TokenError, zlib.error)
 
@@ -338,6 +339,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if sum(entry.file_size for entry in archive.zip.infolist()) > _MOST_UNFOLDED + path.stat().st_size:
+                raise ValueError("it unfolds as a decompression bomb does")
             return {key: archive[key] for key in archive.files}
     except _DAMAGE as error:
         raise RunError(f"{path} cannot be read ({error}): scan the model again") from error

@@ -1,6 +1,7 @@
 """The input filter: what it flags, what it costs, and what it refuses."""
 
 import copy
+import hashlib
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from neuralsanitizer.config import FilterConfig
 from neuralsanitizer.errors import DataError, RefusedInputError, RunError, UsageError
 from neuralsanitizer.functional import stamped_with
 from neuralsanitizer.mitigation.filtering import GuardedModel, fit_filter, load_filter, save_filter
 from neuralsanitizer.models import state_dict_hash
+from neuralsanitizer.records import to_json
 from neuralsanitizer.storage import RunFolder
 from quick import TARGET
 
@@ -139,6 +142,18 @@ def test_files_that_do_not_belong_together_are_refused(fitted, attacked, trigger
         load_filter(tmp_path / "a.safetensors")
     with pytest.raises(UsageError, match=r"NAME\.safetensors"):
         load_filter(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("part", ["weights", "offsets", "scales", "targets"])
+def test_parts_of_other_shapes_are_refused(part, fitted, tmp_path):
+    """Also where the record was made to fit: whoever changes one file can change both."""
+    record = save_filter(fitted, tmp_path / "a.safetensors")
+    parts = load_file(tmp_path / "a.safetensors")
+    save_file({**parts, part: parts[part].flatten()[0].clone()}, tmp_path / "a.safetensors")
+    digest = hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    (tmp_path / "a.json").write_text(json.dumps(to_json(replace(record, tensors_sha256=digest))), encoding="utf-8")
+    with pytest.raises(RunError, match="is damaged"):
+        load_filter(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.5])

@@ -36,6 +36,7 @@ EIGHT_BIT = (0.0, 255.0)
 """What images of integers have anyway: floats of any range are then told by their values."""
 
 _LONGEST_EDGE = 100_000  # pixels
+_LARGEST_NAMES = 16 * 1024**2  # bytes of a file of label names
 _LARGEST_SEED = 2**63 - 1  # that torch takes
 
 
@@ -252,6 +253,10 @@ def _read_names(path: Path | None) -> tuple[str, ...] | None:
     if path is None:
         return None
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_NAMES:  # a pipe would be waited for
+            raise UsageError(
+                f"--label-names {path} cannot be read: it is no file of at most {_LARGEST_NAMES >> 20} MiB"
+            )
         return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--label-names {path} cannot be read: {error}") from error

@@ -468,8 +468,8 @@ def load_filter(path: str | os.PathLike[str]) -> InputFilter:
     parts = weights.tensors
     if weights.sha256 != record.tensors_sha256 or set(parts) != {"weights", "offsets", "scales", "targets"}:
         raise RunError(f"{tensors} is not what {described} describes: fit the filter again")
-    triggers = len(parts["targets"])
-    if parts["weights"].ndim != 2 or any(len(part) != triggers for part in parts.values()):
+    axes = {name: part.ndim for name, part in parts.items()}
+    if axes != {"weights": 2, "offsets": 1, "scales": 1, "targets": 1} or len(set(map(len, parts.values()))) > 1:
         raise RunError(f"{tensors} is damaged: its parts are of different lengths")
     if not {label.label for label in record.labels} <= set(parts["targets"].tolist()):
         raise RunError(f"{described} names labels that {tensors} has no trigger of")

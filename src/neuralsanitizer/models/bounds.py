@@ -32,17 +32,18 @@ MOST_ELEMENTS_IN_ALL = 2**31
 
 
 @contextmanager
-def bounded(what: str) -> Iterator[None]:
+def bounded(what: str, in_all: int = MOST_ELEMENTS_IN_ALL) -> Iterator[None]:
     """Within, no operation gives more than :data:`MOST_ELEMENTS`, and all is over after :data:`MOST_SECONDS`.
 
     Args:
         what: Is done, for messages.
+        in_all: Elements that all operations together may give.
 
     Raises:
         ModelError: Operations would give more. They are not begun.
         TimeLimitError: It takes longer. Operations that have begun are waited for.
     """
-    with in_time(what), _Bounds(what):
+    with in_time(what), _Bounds(what, in_all):
         yield
 
 
@@ -81,9 +82,10 @@ def _too_late(what: str) -> TimeLimitError:
 class _Bounds(TorchDispatchMode):
     """Asks of every operation how large its result will be before it is begun."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, in_all: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self._what = what
+        self._in_all = in_all
         self._made = 0
         self._end = time.monotonic() + MOST_SECONDS
 
@@ -100,8 +102,8 @@ class _Bounds(TorchDispatchMode):
         self._made += size
         if size > MOST_ELEMENTS:
             raise ModelError(f"{self._what} asks for {size:,} values in one operation; {MOST_ELEMENTS:,} are allowed")
-        if self._made > MOST_ELEMENTS_IN_ALL:
-            raise ModelError(f"{self._what} asks for more than {MOST_ELEMENTS_IN_ALL:,} values in all")
+        if self._made > self._in_all:
+            raise ModelError(f"{self._what} asks for more than {self._in_all:,} values in all")
         return func(*args, **(kwargs or {}))
 
 

@@ -120,8 +120,9 @@ def load_folder(path: Path, input_shape: Shape | None = None) -> FromFolder:
         ModelError: Something is missing or damaged, or is no image classifier.
         RefusedError: The folder asks for its own code, points outside of itself, or has its weights as pickle alone.
     """
-    config = _read_json(path / _CONFIG)
-    preprocessor = _read_json(path / _PREPROCESSOR) if (path / _PREPROCESSOR).exists() else {}
+    files = {name: _read_text(path / name) for name in _KEPT if name == _CONFIG or (path / name).exists()}
+    config = _parsed(files[_CONFIG], path / _CONFIG)
+    preprocessor = _parsed(files[_PREPROCESSOR], path / _PREPROCESSOR) if _PREPROCESSOR in files else {}
     for what in (config, preprocessor):
         _refuse_code(what, path.name)
     weights = _read_folder_weights(path)
@@ -129,7 +130,7 @@ def load_folder(path: Path, input_shape: Shape | None = None) -> FromFolder:
     shape = input_shape or _shape(config, preprocessor, path.name)
     preprocessing, said = _preprocessing(preprocessor, path.name)
     return FromFolder(
-        FolderModel(module, {name: (path / name).read_bytes() for name in _KEPT if (path / name).is_file()}),
+        FolderModel(module, files),
         len(names),
         f"transformers {config['model_type']}",
         shape,
@@ -332,7 +333,7 @@ def _read_folder_weights(path: Path) -> Weights:
 
 
 def _read_shards(path: Path) -> Weights:
-    listed = _read_json(path / _INDEX).get("weight_map")
+    listed = _parsed(_read_text(path / _INDEX), path / _INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
         raise ModelError(f"{path.name}: {_INDEX} holds no weight_map")
     tensors: dict[str, Tensor] = {}
@@ -352,15 +353,20 @@ def _read_shards(path: Path) -> Weights:
     return Weights(tensors, digest.hexdigest(), tuple(dict.fromkeys(notes)))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise ModelError(f"there is no file {path}")
         if path.stat().st_size > _LARGEST_JSON:
             raise ModelError(f"{path} is larger than {_LARGEST_JSON // 1024**2} MiB: it is no configuration")
-        read = json.loads(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is no JSON: {error}") from error
     if not isinstance(read, dict):

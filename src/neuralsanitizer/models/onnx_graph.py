@@ -30,6 +30,7 @@ Run = Callable[..., Tensor]
 
 _MOST_NODES = 20_000
 _MOST_ELEMENTS = 2**31  # of one constant; the largest published layers have a tenth
+_MOST_MADE = 2**26  # elements that are computed while a graph is built, beyond one for each byte of the file
 _DOMAINS = {"", "ai.onnx"}
 _SAME_UPPER, _VALID, _NOTSET = "SAME_UPPER", "VALID", "NOTSET"
 
@@ -69,7 +70,7 @@ def read_onnx(content: bytes, name: str) -> tuple[OnnxModel, Shape | None]:
     except Exception as error:  # a hostile file makes the parser raise anything
         raise ModelError(f"{name} is a damaged ONNX file ({_first_line(error)})") from error
     try:
-        with bounded(f"the graph of {name}"):
+        with bounded(f"the graph of {name}", _MOST_MADE + len(content)):
             model = OnnxModel(proto, name)
     except NeuralSanitizerError:
         raise

@@ -82,6 +82,8 @@ def _follow(stream: BytesIO, name: str, operations: int) -> int:
             stack.append(None)
         elif kind == "DUP":
             stack.append(stack[-1])
+        elif kind == "GLOBAL" and str(argument).endswith(" bytearray"):  # torch would fill one of any size
+            raise ModelError(f"{name} is no state_dict: its pickle asks for a bytearray")
         elif kind in _PLAIN:
             stack.append(_LEAF)
         else:
