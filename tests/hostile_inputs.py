@@ -946,12 +946,20 @@ def _(folder):
     onnx_file(folder, [conv], {"w": np.ones((1, 1, 3, 3), np.float32)})
 
 
-@entry(33, "ONNX of 20,000 slow steps", ONNX, 5, "takes longer than 3 s", patches=LIMIT, extra="onnx")
+@entry(33, "ONNX whose layers share one matrix, 19,000 times", ONNX, 3, "in all", extra="onnx")
 def _(folder):
-    wide = np.ones((784, 3000), np.float32), np.full((3000, 3000), 1e-4, np.float32)
     steps = [("MatMul", [f"h{i}", "v"], [f"h{i + 1}"]) for i in range(19_000)]
-    nodes = [("Flatten", ["x"], ["f"]), ("MatMul", ["f", "w"], ["h0"]), *steps, ("Identity", ["h19000"], ["y"])]
-    onnx_file(folder, nodes, {"w": wide[0], "v": wide[1]})
+    nodes = [("Flatten", ["x"], ["h0"]), *steps, ("Identity", ["h19000"], ["y"])]
+    onnx_file(folder, nodes, {"v": np.full((784, 784), 1e-3, np.float32)})
+
+
+@entry(33, "ONNX of slow steps", ONNX, 5, "takes longer than 3 s", patches=LIMIT, extra="onnx")
+def _(folder):
+    """Products of 3,000 x 3,000, one after the other."""
+    first = [("Flatten", ["x"], ["f"]), ("MatMul", ["f", "w"], ["g"]), ("Transpose", ["g"], ["t"])]
+    steps = [("MatMul", [f"h{i}", f"h{i}"], [f"h{i + 1}"]) for i in range(200)]
+    nodes = [*first, ("MatMul", ["t", "g"], ["h0"]), *steps, ("Identity", ["h200"], ["y"])]
+    onnx_file(folder, nodes, {"w": np.full((784, 3000), 1e-4, np.float32)})
 
 
 # --- 34 to 36: folders and graphs that point elsewhere ---
