@@ -310,7 +310,8 @@ class CounterpartConfig:
     """Measured: 150 and 200 give the same rates within their scatter."""
     enough: float | None = 0.9
     """Attack success over ten steps at which the search on a stand-in is over: clean models have the like of this
-    trigger, and how much better it could be made says nothing more. ``None``: all steps are taken."""
+    trigger, and how much better it could be made says nothing more. Chosen, as what leaves a clean label's excess at
+    a tenth or so; what it changes is in docs/benchmarks.md. ``None``: all steps are taken."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from neuralsanitizer.models.handle import Preprocessing
 __all__ = [
     "WEIGHTS_FILE",
     "FolderModel",
-    "FromFolder",
+    "WholeModel",
     "folder_sha256",
     "folder_weights",
     "is_model_folder",
@@ -41,7 +41,7 @@ __all__ = [
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _KEPT = (_CONFIG, _PREPROCESSOR)
-_LARGEST_JSON = 16 * 1024**2  # bytes; an index of 100,000 tensors has 10 MB
+_LARGEST_JSON = 16 * 1024**2  # bytes: 100,000 tensors of an index at 160 letters each
 _LONGEST_EDGE = 100_000  # pixels
 _MOST_LABELS = 100_000
 _LISTED = 10  # keys that an error lists
@@ -60,8 +60,8 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class FromFolder:
-    """A network from a folder, and what the folder says of it.
+class WholeModel:
+    """A network that came with its architecture, and what is said of it there.
 
     Attributes:
         module: Takes images, gives (N, labels) logits.
@@ -108,7 +108,7 @@ def is_model_folder(path: Path) -> bool:
     return path.is_dir() and (path / _CONFIG).is_file()
 
 
-def load_folder(path: Path, input_shape: Shape | None = None) -> FromFolder:
+def load_folder(path: Path, input_shape: Shape | None = None) -> WholeModel:
     """Build the network of a model folder.
 
     Args:
@@ -129,7 +129,7 @@ def load_folder(path: Path, input_shape: Shape | None = None) -> FromFolder:
     module, names = _build(config, weights, path.name)
     shape = input_shape or _shape(config, preprocessor, path.name)
     preprocessing, said = _preprocessing(preprocessor, path.name)
-    return FromFolder(
+    return WholeModel(
         FolderModel(module, files),
         len(names),
         f"transformers {config['model_type']}",

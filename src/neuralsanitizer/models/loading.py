@@ -25,11 +25,12 @@ from neuralsanitizer.models.architectures import Architecture, build
 from neuralsanitizer.models.architectures import get as get_architecture
 from neuralsanitizer.models.architectures import names as architecture_names
 from neuralsanitizer.models.bounds import bounded
-from neuralsanitizer.models.formats import Weights, parse_weights, read_file, read_weights
+from neuralsanitizer.models.formats import Weights, read_file, read_weights
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
 from neuralsanitizer.models.hub import (
     WEIGHTS_FILE,
     FolderModel,
+    WholeModel,
     folder_sha256,
     folder_weights,
     is_model_folder,
@@ -92,19 +93,29 @@ def load_model(
         MissingExtraError: What the format needs is not installed.
     """
     path = Path(path)
-    if is_model_folder(path):
+    if names_its_architecture(path):
         if arch is not None or model_def is not None:
-            raise UsageError(
-                f"{path} is a model folder, which names its own architecture: leave --arch and --model-def out"
-            )
-        return _from_folder(path, labels, input_shape, (mean, std, pixel_range), label_names, device)
-    content = read_file(path) if arch is None and model_def is None and path.exists() else None
-    if content is not None and is_onnx(content):
-        return _from_onnx(path, content, labels, input_shape, (mean, std, pixel_range), label_names, device)
+            raise UsageError(f"{path} names its own architecture: leave --arch and --model-def out")
+        whole = _whole_model(path, input_shape, as_they_are=mean is None)
+        if labels not in {None, whole.labels}:
+            raise UsageError(f"{path.name} has {whole.labels} labels, not {labels} (--labels)")
+        preprocessing, unit = _preprocessing(whole.preprocessing, mean, std, pixel_range)
+        return SuspectModel(
+            whole.module,
+            whole.input_shape,
+            whole.labels,
+            preprocessing,
+            label_names=tuple(label_names or whole.label_names),
+            architecture=whole.architecture,
+            name=path.resolve().name,
+            sha256=whole.sha256,
+            device=torch.device(device),
+            notes=(*whole.notes, *unit),
+        )
     check_architecture(arch, model_def)
     if labels is not None and labels < 2:
         raise UsageError(f"a classifier has at least two labels, got {labels}")
-    weights = read_weights(path) if content is None else parse_weights(content, path)
+    weights = read_weights(path)
     if arch is not None:
         known = get_architecture(arch)
         module, labels, input_shape, notes = _from_registry(known, weights, labels, input_shape)
@@ -131,60 +142,24 @@ def load_model(
     )
 
 
-def _from_folder(
-    path: Path,
-    labels: int | None,
-    input_shape: Shape | None,
-    pixels: tuple[Sequence[float] | None, Sequence[float] | None, tuple[float, float] | None],
-    label_names: Sequence[str] | None,
-    device: str | torch.device,
-) -> SuspectModel:
-    found = load_folder(path, input_shape)
-    if labels not in {None, found.labels}:
-        raise UsageError(f"{path.name} has {found.labels} labels, not {labels} (--labels)")
-    preprocessing, unit = _preprocessing(found.preprocessing, *pixels)
-    return SuspectModel(
-        found.module,
-        found.input_shape,
-        found.labels,
-        preprocessing,
-        label_names=tuple(label_names or found.label_names),
-        architecture=found.architecture,
-        name=path.resolve().name,
-        sha256=found.sha256,
-        device=torch.device(device),
-        notes=(*found.notes, *unit),
-    )
-
-
-def _from_onnx(
-    path: Path,
-    content: bytes,
-    labels: int | None,
-    input_shape: Shape | None,
-    pixels: tuple[Sequence[float] | None, Sequence[float] | None, tuple[float, float] | None],
-    label_names: Sequence[str] | None,
-    device: str | torch.device,
-) -> SuspectModel:
+def _whole_model(path: Path, input_shape: Shape | None, *, as_they_are: bool) -> WholeModel:
+    """What a model folder or an ONNX file holds; with ``as_they_are`` no preprocessing of ONNX files was stated."""
+    if is_model_folder(path):
+        return load_folder(path, input_shape)
+    content = read_file(path)
     module, declared = read_onnx(content, path.name)
     shape = input_shape or declared
     if shape is None:
         raise UsageError(f"{path.name} does not say what size of images it takes: give --input-shape")
-    counted = _count_labels(module, shape)
-    if labels not in {None, counted}:
-        raise UsageError(f"{path.name} has {counted} labels, not {labels} (--labels)")
-    preprocessing, unit = _preprocessing(Preprocessing(), *pixels)
-    return SuspectModel(
+    return WholeModel(
         module,
+        _count_labels(module, shape),
+        "onnx",
         shape,
-        counted,
-        preprocessing,
-        label_names=tuple(label_names or ()),
-        architecture="onnx",
-        name=path.name,
-        sha256=hashlib.sha256(content).hexdigest(),
-        device=torch.device(device),
-        notes=unit or (_AS_THEY_ARE,),
+        (),
+        Preprocessing(),
+        hashlib.sha256(content).hexdigest(),
+        (_AS_THEY_ARE,) if as_they_are else (),
     )
 
 

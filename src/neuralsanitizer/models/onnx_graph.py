@@ -29,7 +29,7 @@ Run = Callable[..., Tensor]
 """What an operator does: of its inputs, in order; an input that was left out is ``None``."""
 
 _MOST_NODES = 20_000
-_MOST_ELEMENTS = 2**31  # of one constant; the largest published layers have a tenth
+_MOST_ELEMENTS = 2**31  # of one constant: 8 GiB as float32, the largest file that is read
 _MOST_MADE = 2**26  # elements that are computed while a graph is built, beyond one for each byte of the file
 _DOMAINS = {"", "ai.onnx"}
 _SAME_UPPER, _VALID, _NOTSET = "SAME_UPPER", "VALID", "NOTSET"

@@ -23,7 +23,7 @@ __all__ = ["MANIFEST", "bundle_of", "check_bundle"]
 MANIFEST = "manifest.json"
 _FORMAT = "neuralsanitizer-evidence/1"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
-_LARGEST = 512 * 1024**2  # bytes of one file; a run of 2,622 labels has 50 MB of arrays
+_LARGEST = 512 * 1024**2  # bytes of one file
 _MOST_FILES = 100
 _RECORDS = (
     "run.json",
