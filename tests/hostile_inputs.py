@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import programs
 from hostile import HOSTILE, hidden_in
 from neuralsanitizer.data import load_clean_set
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
@@ -400,14 +401,23 @@ def _(folder):
     torch_zip(parts, folder / "model.pt2")
 
 
-for number in (9, 10, 11):
-    entry(
-        number,
-        "--allow-code, which there is not",
-        SCAN.format("sound.safetensors") + " --allow-code",
-        2,
-        "No such option",
-    )(nothing)
+OPENED = "scan {} --allow-code --data clean.npz"
+
+
+@entry(9, "TorchScript that writes a file, --allow-code", OPENED.format("model.pt"), payload=True)
+def _(folder):
+    programs.evil_torchscript(folder / "model.pt", folder / MARKER)
+
+
+@entry(10, "evil sample_inputs, --allow-code", OPENED.format("model.pt2"), said="failed", payload=True)
+def _(folder):
+    programs.evil_exported(folder / "model.pt2", folder / MARKER)
+
+
+@entry(11, "a .so, --allow-code", OPENED.format("model.pt2"), said="compiled code")
+def _(folder):
+    parts = {"m/archive_format": b"pt2", "m/data/aotinductor/model/evil.so": b"\x7fELF", "m/data.pkl": b"\x80\x02}."}
+    torch_zip(parts, folder / "model.pt2")
 
 
 # --- 12 to 16: archives ---

@@ -45,6 +45,8 @@ def fit_command(
     score: Annotated[str, typer.Option("--score", help=f"{', '.join(SCORES)}.")] = FilterConfig().score,
     arch: o.ArchOption = None,
     model_def: o.ModelDefOption = None,
+    allow_code: o.CodeOption = False,
+    require_sandbox: o.SandboxOption = False,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
     limit: o.LimitOption = None,
@@ -63,7 +65,8 @@ def fit_command(
         if path.exists() and model.exists() and path.samefile(model):
             raise OutputError(f"{path} is the model itself, which stays as it is: choose another file")
     saved = RunFolder(run).read()
-    suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
+    code = {"allow_code": allow_code, "require_sandbox": require_sandbox}
+    suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device, **code)
     clean = clean_set_of_run(suspect, saved, data, limit, seed)
     config = FilterConfig(false_alarms=false_alarms, score=score)
     record = guard(suspect, run, clean, output=output, config=config, seed=seed).record
@@ -88,6 +91,8 @@ def apply_command(
     ] = None,
     arch: o.ArchOption = None,
     model_def: o.ModelDefOption = None,
+    allow_code: o.CodeOption = False,
+    require_sandbox: o.SandboxOption = False,
     device: o.DeviceOption = "auto",
     format_: o.FormatOption = o.Format.TABLE,
 ) -> None:
@@ -100,7 +105,8 @@ def apply_command(
     if parted_into is not None and parted_into.exists() and described.exists() and parted_into.samefile(described):
         raise OutputError(f"{parted_into} belongs to the filter itself: choose another folder")
     saved = RunFolder(run).read()
-    suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
+    code = {"allow_code": allow_code, "require_sandbox": require_sandbox}
+    suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device, **code)
     check_same_model(suspect, saved)  # another run's preprocessing would make other inputs of the same pictures
     guarded_model = GuardedModel(suspect, load_filter(filter_))
     stated = saved.run.model.pixel_range

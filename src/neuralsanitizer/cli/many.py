@@ -35,6 +35,8 @@ def scan_many_command(
     ],
     arch: o.ArchOption = None,
     model_def: o.ModelDefOption = None,
+    allow_code: o.CodeOption = False,
+    require_sandbox: o.SandboxOption = False,
     labels: o.LabelsOption = None,
     input_shape: o.ShapeOption = None,
     mean: o.MeanOption = None,
@@ -59,7 +61,7 @@ def scan_many_command(
     """
     files = _files(models)
     speech, clean_sets = o.parse_mfcc(mfcc), dict[tuple[int, ...], CleanSet]()
-    if model_def is not None and input_shape is None:
+    if (model_def is not None or allow_code) and input_shape is None:
         input_shape = o.shape_of(data, pixel_range, speech)
 
     # Here, not model by model: what is wrong for all of them ends the command.
@@ -74,6 +76,8 @@ def scan_many_command(
         label_names=label_names,
         device=device,
         paths=files,
+        allow_code=allow_code,
+        require_sandbox=require_sandbox,
     )
 
     def load(path: Path) -> tuple[SuspectModel, CleanSet]:

@@ -24,6 +24,7 @@ __all__ = [
     "FailOn",
     "Format",
     "RunFormat",
+    "check_sandbox",
     "clean_set_for",
     "model_opener",
     "numbers",
@@ -76,6 +77,13 @@ ArchOption = Annotated[str | None, typer.Option("--arch", help=f"Architecture: {
 ModelDefOption = Annotated[
     str | None,
     typer.Option("--model-def", help="package.module:function that makes your own network. Runs your code."),
+]
+CodeOption = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Have TorchScript and .pt2 files opened by a sandbox, which may run their code."),
+]
+SandboxOption = Annotated[
+    bool, typer.Option("--require-sandbox", help="With --allow-code: refuse where the system lacks a barrier.")
 ]
 LabelsOption = Annotated[
     int | None, typer.Option("--labels", min=2, help="Number of labels (default: from the weights).")
@@ -166,13 +174,17 @@ def model_opener(
     label_names: Path | None,
     device: str,
     paths: Sequence[Path],
+    allow_code: bool = False,
+    require_sandbox: bool = False,
 ) -> Callable[[Path], SuspectModel]:
     """What loads models as the shared options say; some of ``paths`` may name their architecture themselves.
 
     Raises:
         UsageError: An option makes no sense, whatever the model is.
     """
-    themselves = [path for path in paths if names_its_architecture(path)]
+    check_sandbox(allow_code=allow_code, require_sandbox=require_sandbox)
+    alone = partial(names_its_architecture, allow_code=allow_code)
+    themselves = [path for path in paths if alone(path)]
     if len(themselves) < len(paths):
         check_architecture(arch, model_def)
     shape = numbers(input_shape, "--input-shape")
@@ -189,10 +201,22 @@ def model_opener(
         pixel_range=pixel_range,
         label_names=_read_names(label_names),
         device=str(parse_device(device)),
+        allow_code=allow_code,
+        require_sandbox=require_sandbox,
     )
     if len(paths) > len(themselves) > 0:  # the architecture that was given is the others'
-        return lambda path: opened(path, arch=None, model_def=None) if names_its_architecture(path) else opened(path)
+        return lambda path: opened(path, arch=None, model_def=None) if alone(path) else opened(path)
     return opened
+
+
+def check_sandbox(*, allow_code: bool, require_sandbox: bool) -> None:
+    """Refuse a demand that nothing would meet.
+
+    Raises:
+        UsageError: A sandbox is required, and nothing is to run in it.
+    """
+    if require_sandbox and not allow_code:
+        raise UsageError("--require-sandbox is about what --allow-code opens: give both, or neither")
 
 
 def parse_mfcc(text: str | None) -> MfccConfig | None:

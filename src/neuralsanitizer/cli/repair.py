@@ -52,6 +52,8 @@ def repair_command(
     ] = RepairConfig().largest_accuracy_drop,
     arch: o.ArchOption = None,
     model_def: o.ModelDefOption = None,
+    allow_code: o.CodeOption = False,
+    require_sandbox: o.SandboxOption = False,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
     limit: o.LimitOption = None,
@@ -69,7 +71,8 @@ def repair_command(
     if output.exists() and model.exists() and output.samefile(model):
         raise OutputError(f"{output} is the model itself, which stays as it is: choose another file")
     saved = RunFolder(run).read()
-    suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
+    code = {"allow_code": allow_code, "require_sandbox": require_sandbox}
+    suspect = model_of_run(model, saved, arch=arch, model_def=model_def, device=device, **code)
     clean = clean_set_of_run(suspect, saved, data, limit, seed)
     with progress_bar() as progress:
         config = RepairConfig(largest_accuracy_drop=max_accuracy_drop)
@@ -93,6 +96,8 @@ def verify_command(
     data: o.DataOption,
     arch: o.ArchOption = None,
     model_def: o.ModelDefOption = None,
+    allow_code: o.CodeOption = False,
+    require_sandbox: o.SandboxOption = False,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the fresh scan (default: a new one).")] = None,
     device: o.DeviceOption = "auto",
     limit: o.LimitOption = None,
@@ -104,8 +109,9 @@ def verify_command(
     Exit codes: 0 proven, 1 a backdoor is still there, 4 inconclusive, otherwise as for scan.
     """
     saved = RunFolder(run).read()
-    before = model_of_run(model, saved, arch=arch, model_def=model_def, device=device)
-    after = model_of_run(repaired, saved, arch=arch, model_def=model_def, device=device)
+    code = {"allow_code": allow_code, "require_sandbox": require_sandbox}
+    before = model_of_run(model, saved, arch=arch, model_def=model_def, device=device, **code)
+    after = model_of_run(repaired, saved, arch=arch, model_def=model_def, device=device, **code)
     clean = clean_set_of_run(before, saved, data, limit, saved.run.seed)
     with progress_bar() as progress:
         verification = verify(before, after, run, clean, seed=seed, cache=cache, progress=progress)
@@ -118,7 +124,16 @@ def verify_command(
     raise typer.Exit(exit_code_of(verification.finding, fail_on=Finding.INFECTED, exit_zero=False))
 
 
-def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: str | None, device: str) -> SuspectModel:
+def model_of_run(
+    path: Path,
+    saved: SavedRun,
+    *,
+    arch: str | None,
+    model_def: str | None,
+    device: str,
+    allow_code: bool = False,
+    require_sandbox: bool = False,
+) -> SuspectModel:
     """Load weights with the architecture and preprocessing that a run recorded.
 
     Raises:
@@ -128,11 +143,12 @@ def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: st
     record = saved.run.model
     if arch is None and model_def is None and ":" in record.architecture:
         raise UsageError(f"the scan used --model-def {record.architecture}: give it again")
+    o.check_sandbox(allow_code=allow_code, require_sandbox=require_sandbox)
     low, high = record.pixel_range
     named = arch or record.architecture
     return load_model(
         path,
-        arch=None if model_def or names_its_architecture(path) else named,
+        arch=None if model_def or names_its_architecture(path, allow_code=allow_code) else named,
         model_def=model_def,
         labels=record.labels,
         input_shape=record.input_shape,  # type: ignore[arg-type]  # three values: checked when the run was made
@@ -141,6 +157,8 @@ def model_of_run(path: Path, saved: SavedRun, *, arch: str | None, model_def: st
         pixel_range=record.pixel_range,
         label_names=record.label_names,
         device=str(parse_device(device)),
+        allow_code=allow_code,
+        require_sandbox=require_sandbox,
     )
 
 

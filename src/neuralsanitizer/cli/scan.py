@@ -29,6 +29,8 @@ def scan_command(
     data: o.DataOption,
     arch: o.ArchOption = None,
     model_def: o.ModelDefOption = None,
+    allow_code: o.CodeOption = False,
+    require_sandbox: o.SandboxOption = False,
     labels: o.LabelsOption = None,
     input_shape: o.ShapeOption = None,
     mean: o.MeanOption = None,
@@ -69,7 +71,7 @@ def scan_command(
         raise UsageError("--resume needs the run folder of the interrupted scan: --output DIR")
     shown, files = o.split_formats(formats or [])
     speech = o.parse_mfcc(mfcc)
-    if model_def is not None and input_shape is None:
+    if (model_def is not None or allow_code) and input_shape is None:
         input_shape = o.shape_of(data, pixel_range, speech)
         stderr().print(f"note: images of shape {input_shape} as in the clean set (say otherwise with --input-shape)")
     suspect = o.model_opener(
@@ -83,6 +85,8 @@ def scan_command(
         label_names=label_names,
         device=device,
         paths=[model],
+        allow_code=allow_code,
+        require_sandbox=require_sandbox,
     )(model)
     for note in suspect.notes:
         stderr().print(f"note: {clean_text(note, 1000)}", markup=False, highlight=False)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from neuralsanitizer.errors import InputError, ModelError, RefusedError
 from neuralsanitizer.models.pickles import check_pickles
+from neuralsanitizer.models.programs import program_entries, refused
 
 __all__ = ["MAX_BYTES", "Weights", "parse_weights", "read_file", "read_weights"]
 
@@ -175,18 +176,9 @@ def _check_zip(content: bytes, name: str) -> None:
         raise ModelError(f"{name} is a damaged archive: too many entries, or two of one name")
     if any(entry.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", entry.filename) for entry in entries):
         raise RefusedError(f"{name} is refused: an entry of the archive points outside of it")
-    if any(path == "constants.pkl" or path.startswith("code/") for path in inner):
-        raise RefusedError(
-            f"{name} is refused: it is TorchScript, which runs code when it is opened. "
-            "Save the network's state_dict instead, and give --arch or --model-def"
-        )
-    if any(
-        path.startswith(("models/", "data/aotinductor")) or path.endswith("exported_program.json") for path in inner
-    ):
-        raise RefusedError(
-            f"{name} is refused: it is an exported program (.pt2), which can run code when it is opened. "
-            "Save the network's state_dict instead, and give --arch or --model-def"
-        )
+    kind = program_entries(inner)
+    if kind is not None:
+        raise refused(kind, name)
     if any(entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise RefusedError(f"{name} is refused: its entries are compressed or encrypted, which PyTorch never writes")
     if "data.pkl" not in inner:

@@ -38,6 +38,7 @@ from neuralsanitizer.models.hub import (
 )
 from neuralsanitizer.models.matching import match
 from neuralsanitizer.models.onnx_graph import OnnxModel, is_onnx, read_onnx
+from neuralsanitizer.models.programs import kind_of_program, refused, translate
 from neuralsanitizer.storage import write_atomically
 
 __all__ = [
@@ -67,13 +68,16 @@ def load_model(
     pixel_range: tuple[float, float] | None = None,
     label_names: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
+    allow_code: bool = False,
+    require_sandbox: bool = False,
 ) -> SuspectModel:
-    """Load a model from a weights file. No code that comes with the file is run.
+    """Load a model from a weights file. No code that comes with the file is run in this process.
 
     Args:
         path: safetensors, or a state_dict that ``torch.save`` wrote; told apart by content. Or a folder that Hugging
             Face's ``save_pretrained`` wrote (extra ``hf``), or an ONNX file (extra ``onnx``): these name their own
-            architecture, and need neither ``arch`` nor ``model_def``.
+            architecture, and need neither ``arch`` nor ``model_def``. TorchScript and exported programs (.pt2) are
+            refused unless ``allow_code``.
         arch: Name in the registry (:func:`neuralsanitizer.models.architectures.names`).
         model_def: ``package.module:function`` that makes the network instead; called with ``labels=...`` if it takes
             that, else without arguments. This imports and runs your code.
@@ -85,18 +89,25 @@ def load_model(
             the unit is (0, 255) where a mean is beyond 1 in size or a std is, else (0, 1).
         label_names: One name a label.
         device: Where it is to run.
+        allow_code: Have a program opened by a confined process, which hands back its graph of operations (extra
+            ``onnx``). Needs ``input_shape``.
+        require_sandbox: Refuse that where the system lacks a barrier of the sandbox.
 
     Raises:
         UsageError: Options that make no sense together, or ``model_def`` cannot be called.
         ModelError: The file cannot be read, or its weights do not fit.
         RefusedError: Reading the file would run code that came with it.
+        TimeLimitError: A program takes too long to open.
         MissingExtraError: What the format needs is not installed.
     """
     path = Path(path)
-    if names_its_architecture(path):
+    program = kind_of_program(path)
+    if program is not None and not allow_code:
+        raise refused(program, path.name)
+    if names_its_architecture(path, allow_code=allow_code):
         if arch is not None or model_def is not None:
             raise UsageError(f"{path} names its own architecture: leave --arch and --model-def out")
-        whole = _whole_model(path, input_shape, as_they_are=mean is None)
+        whole = _whole_model(path, input_shape, as_they_are=mean is None, full_sandbox=require_sandbox)
         if labels not in {None, whole.labels}:
             raise UsageError(f"{path.name} has {whole.labels} labels, not {labels} (--labels)")
         preprocessing, unit = _preprocessing(whole.preprocessing, mean, std, pixel_range)
@@ -142,12 +153,17 @@ def load_model(
     )
 
 
-def _whole_model(path: Path, input_shape: Shape | None, *, as_they_are: bool) -> WholeModel:
-    """What a model folder or an ONNX file holds; with ``as_they_are`` no preprocessing of ONNX files was stated."""
+def _whole_model(path: Path, input_shape: Shape | None, *, as_they_are: bool, full_sandbox: bool) -> WholeModel:
+    """What holds a network, not weights alone; with ``as_they_are`` no preprocessing of it was stated."""
     if is_model_folder(path):
         return load_folder(path, input_shape)
-    content = read_file(path)
-    module, declared = read_onnx(content, path.name)
+    content = graph = read_file(path)
+    notes: tuple[str, ...] = ()
+    kind = kind_of_program(path)
+    if kind is not None:
+        graph, note = translate(content, path.name, kind, input_shape, full=full_sandbox)
+        notes = (note,)
+    module, declared = read_onnx(graph, path.name)
     shape = input_shape or declared
     if shape is None:
         raise UsageError(f"{path.name} does not say what size of images it takes: give --input-shape")
@@ -159,13 +175,16 @@ def _whole_model(path: Path, input_shape: Shape | None, *, as_they_are: bool) ->
         (),
         Preprocessing(),
         hashlib.sha256(content).hexdigest(),
-        (_AS_THEY_ARE,) if as_they_are else (),
+        (*notes, *((_AS_THEY_ARE,) if as_they_are else ())),
     )
 
 
-def names_its_architecture(path: Path) -> bool:
-    """Whether a path holds a network, not its weights alone: a model folder, or an ONNX file."""
-    if is_model_folder(path):
+def names_its_architecture(path: Path, *, allow_code: bool = False) -> bool:
+    """Whether a path holds a network that can be read, not its weights alone.
+
+    That is a model folder, an ONNX file, or, with ``allow_code``, a program.
+    """
+    if is_model_folder(path) or (allow_code and kind_of_program(path) is not None):
         return True
     try:
         with path.open("rb") if path.is_file() else BytesIO() as file:
