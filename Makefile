@@ -16,8 +16,9 @@ demo: $(VENV)/installed
 	rm -rf demo
 	$(BIN)/neuralsanitizer demo --output demo
 
+# Each test file in one process, as many files at once as there are cores.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check

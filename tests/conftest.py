@@ -16,9 +16,9 @@ from quick import QUICK, TARGET
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    """The same number of threads everywhere: results depend on it in their last digits."""
-    torch.set_num_threads(2)
+def _one_thread():
+    """The same number of threads everywhere: results depend on it in their last digits. Tests run side by side."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """What other tools read: held against these formats' own readers and schemas, and never led astray by hostile text."""
 
 import json
+from pathlib import Path
 
 import pytest
+import xmlschema
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from hypothesis import given, settings
@@ -35,8 +37,13 @@ def sarif_of(saved):
     return run
 
 
+JENKINS = xmlschema.XMLSchema(Path(__file__).parents[1] / "schemas" / "jenkins-junit.xsd")
+
+
 def junit_of(saved):
-    (suite,) = JUnitXml.fromstring(rendered(saved, FileFormat.JUNIT).encode())
+    text = rendered(saved, FileFormat.JUNIT)
+    JENKINS.validate(text)
+    (suite,) = JUnitXml.fromstring(text.encode())
     return suite
 
 

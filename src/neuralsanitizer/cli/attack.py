@@ -58,7 +58,7 @@ class Training:
     data: Annotated[
         str, typer.Option("--data", help="Training set: npz, folder of images or of WAV files, IDX files, or mnist5k.")
     ]
-    arch: Annotated[str, typer.Option("--arch", help=f"Architecture: {', '.join(architectures.names())}.")]
+    arch: Annotated[str, typer.Option("--arch", help=f"Architecture: {architectures.choices()}.")]
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the weights (safetensors).")]
     labels: o.LabelsOption = None
     held_out: Annotated[

@@ -61,7 +61,7 @@ def scan_many_command(
     """
     files = _files(models)
     speech, clean_sets = o.parse_mfcc(mfcc), dict[tuple[int, ...], CleanSet]()
-    if (model_def is not None or allow_code) and input_shape is None:
+    if input_shape is None and o.shape_is_of_data(arch, model_def, allow_code=allow_code):
         input_shape = o.shape_of(data, pixel_range, speech)
 
     # Here, not model by model: what is wrong for all of them ends the command.

@@ -29,6 +29,7 @@ __all__ = [
     "model_opener",
     "numbers",
     "parse_mfcc",
+    "shape_is_of_data",
     "shape_of",
     "split_formats",
 ]
@@ -73,7 +74,7 @@ ModelArgument = Annotated[
         metavar="MODEL",
     ),
 ]
-ArchOption = Annotated[str | None, typer.Option("--arch", help=f"Architecture: {', '.join(architectures.names())}.")]
+ArchOption = Annotated[str | None, typer.Option("--arch", help=f"Architecture: {architectures.choices()}.")]
 ModelDefOption = Annotated[
     str | None,
     typer.Option("--model-def", help="package.module:function that makes your own network. Runs your code."),
@@ -262,6 +263,11 @@ def clean_set_for(
         seed=seed,
         speech=speech,
     )
+
+
+def shape_is_of_data(arch: str | None, model_def: str | None, *, allow_code: bool) -> bool:
+    """Whether nothing but the clean set says what size of images a network takes: the weights of most fit any."""
+    return model_def is not None or allow_code or (arch is not None and architectures.is_of_library(arch))
 
 
 def shape_of(source: str, pixel_range: tuple[float, float] | None, speech: MfccConfig | None = None) -> str:

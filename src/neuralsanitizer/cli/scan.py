@@ -71,7 +71,7 @@ def scan_command(
         raise UsageError("--resume needs the run folder of the interrupted scan: --output DIR")
     shown, files = o.split_formats(formats or [])
     speech = o.parse_mfcc(mfcc)
-    if (model_def is not None or allow_code) and input_shape is None:
+    if input_shape is None and o.shape_is_of_data(arch, model_def, allow_code=allow_code):
         input_shape = o.shape_of(data, pixel_range, speech)
         stderr().print(f"note: images of shape {input_shape} as in the clean set (say otherwise with --input-shape)")
     suspect = o.model_opener(

@@ -199,6 +199,10 @@ def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.M
     except ImportError as error:
         raise MissingExtraError("transformers", "hf", "a Hugging Face model folder") from error
     kind = config.get("model_type")
+    if kind is None and isinstance(config.get("architecture"), str):
+        raise ModelError(
+            f"{name} holds a model of timm: give its weights file, with --arch timm/{config['architecture']:.60}"
+        )
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise ModelError(f"{name} holds a model of type {kind!r}, which the installed transformers does not know")
     try:

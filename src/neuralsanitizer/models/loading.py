@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from neuralsanitizer.errors import ModelError, NeuralSanitizerError, UsageError
-from neuralsanitizer.models.architectures import Architecture, build
+from neuralsanitizer.models.architectures import Architecture, build, choices
 from neuralsanitizer.models.architectures import get as get_architecture
-from neuralsanitizer.models.architectures import names as architecture_names
 from neuralsanitizer.models.bounds import bounded
 from neuralsanitizer.models.formats import Weights, read_file, read_weights
 from neuralsanitizer.models.handle import Preprocessing, SuspectModel
@@ -78,7 +77,8 @@ def load_model(
             Face's ``save_pretrained`` wrote (extra ``hf``), or an ONNX file (extra ``onnx``): these name their own
             architecture, and need neither ``arch`` nor ``model_def``. TorchScript and exported programs (.pt2) are
             refused unless ``allow_code``.
-        arch: Name in the registry (:func:`neuralsanitizer.models.architectures.names`).
+        arch: Name in the registry (:func:`neuralsanitizer.models.architectures.names`), or ``timm/NAME`` or
+            ``torchvision/NAME`` (extras).
         model_def: ``package.module:function`` that makes the network instead; called with ``labels=...`` if it takes
             that, else without arguments. This imports and runs your code.
         labels: Number of labels; by default what fits the weights.
@@ -201,7 +201,7 @@ def check_architecture(arch: str | None, model_def: str | None) -> None:
     """
     if (arch is None) == (model_def is None):
         raise UsageError(
-            f"give the architecture: --arch with one of {', '.join(architecture_names())}, or --model-def "
+            f"give the architecture: --arch with one of {choices()}, or --model-def "
             "package.module:function for a network of your own (one of the two)"
         )
     if arch is not None:

@@ -108,12 +108,14 @@ def _of_label(run: Run, one: LabelFinding) -> dict[str, Any]:
 
 
 def _result(run: Run, rule: int, level: str, text: str, what: str, facts: dict[str, Any]) -> dict[str, Any]:
+    # A line, though weights have none: code scanning shows no alert without.
+    location = {"artifactLocation": {"uri": _uri(run), "index": 0}, "region": {"startLine": 1}}
     return {
         "ruleId": _RULES[rule]["id"],
         "ruleIndex": rule,
         "level": level,
         "message": {"text": clean_text(text, 2000) or _RULES[rule]["shortDescription"]["text"]},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(run), "index": 0}}}],
+        "locations": [{"physicalLocation": location}],
         # The same label of the same weights is the same alert, whichever scan found it.
         "partialFingerprints": {"modelAndLabel/v1": f"{clean_text(run.model.sha256)}:{what}"},
         "properties": facts,

@@ -1,4 +1,4 @@
-"""The registry of architectures: the networks of the two papers, and ours for speech, by name."""
+"""The registry of architectures: the networks of the two papers, ours for speech, and other libraries', by name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import nn
 
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models.architectures.deepid import LAYERS, DeepID
+from neuralsanitizer.models.architectures.libraries import LIBRARIES, describe, is_of_library
 from neuralsanitizer.models.architectures.plain import GTSRB_CNN, MNIST_CNN, MNIST_CNN_SMALL, SPEECH_CNN, PlainCNN
 from neuralsanitizer.models.architectures.resnet import RESNET8, RESNET18, ResNet
 from neuralsanitizer.models.architectures.vgg import VGG16
 from neuralsanitizer.models.handle import Preprocessing
 
-__all__ = ["Architecture", "build", "get", "names"]
+__all__ = ["Architecture", "build", "choices", "get", "is_of_library", "names"]
 
 Builder = Callable[[int, int, tuple[int, int]], nn.Module]
 
@@ -128,18 +129,27 @@ _REGISTRY = {
 
 
 def names() -> tuple[str, ...]:
-    """Names of all architectures."""
+    """Names of all architectures but other libraries'."""
     return tuple(_REGISTRY)
 
 
+def choices() -> str:
+    """What ``--arch`` takes, in words."""
+    return ", ".join([*_REGISTRY, *(f"{library}/NAME" for library in LIBRARIES)])
+
+
 def get(name: str) -> Architecture:
-    """An architecture by name.
+    """An architecture by name; ``timm/NAME`` or ``torchvision/NAME``: one of these libraries.
 
     Raises:
         UsageError: There is none of that name.
+        MissingExtraError: The library is not installed.
     """
+    if is_of_library(name):
+        labels, channels, size, preprocessing, source, builder = describe(name)
+        return Architecture(name, labels, channels, (size,), preprocessing, source, builder)
     if name not in _REGISTRY:
-        raise UsageError(f"unknown architecture {name!r}: choose one of {', '.join(_REGISTRY)}, or give --model-def")
+        raise UsageError(f"unknown architecture {name!r}: choose one of {choices()}, or give --model-def")
     return _REGISTRY[name]
 
 
@@ -149,7 +159,7 @@ def build(
     """Make a network with fresh weights.
 
     Args:
-        name: One of :func:`names`.
+        name: One of :func:`names`, or of a library.
         labels: Number of labels; the paper's by default.
         channels: Channels of the input; the paper's by default.
         size: (height, width) of the input; the paper's by default.
