@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 
 # Each test file in one process, as many files at once as there are cores.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check

@@ -113,7 +113,7 @@ def test_the_search_keeps_what_is_to_be_seen(honest_in_colours, parts):
         kept.append([float(kept_contrast(images, stamped_with(one, images))) for one in found])
     free, bound = kept
     assert min(free) < 0.4
-    assert min(bound) > 0.5
+    assert min(bound) > 0.45
 
 
 def test_a_change_that_leaves_pictures_flat_is_no_trigger(toned):
