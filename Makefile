@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check check-hostile check-fuzz format docs clean
+.PHONY: demo test lint check check-hostile check-fuzz check-browser format docs clean
 
 # pip, not a faster installer: where the machine's pip is told of a CPU build of torch, it takes that.
 $(VENV)/installed: pyproject.toml
@@ -35,6 +35,11 @@ check-hostile: $(VENV)/installed
 # Damaged files at random, for FUZZ_SECONDS (60).
 check-fuzz: $(VENV)/installed
 	$(BIN)/python -X faulthandler tests/fuzz.py
+
+# The documentation and the demo's report in headless Chromium, which must be installed; `make demo` comes first.
+check-browser: docs
+	$(BIN)/pip install --quiet --disable-pip-version-check 'playwright>=1.50'
+	$(BIN)/python tests/browser.py site demo/backdoored-run/report.html
 
 format: $(VENV)/installed
 	$(BIN)/ruff format
