@@ -1,8 +1,8 @@
 """Look at the report and at every page of the documentation in headless Chromium, as wide as a desktop and a phone.
 
-``python tests/browser.py PAGES...`` takes HTML files and folders of them, opens each, and complains of console messages,
-of anything that is fetched from elsewhere, of pages that are wider than the window, and of links and buttons that the
-Tab key does not reach. Screenshots go to ``browser-shots``. Needs the package ``playwright`` and Chromium
+``python tests/browser.py PAGES...`` takes HTML files and folders of them and opens each. It complains of console
+messages, of anything that is fetched from elsewhere, of pages that are wider than the window, and of links and buttons
+that the Tab key does not reach. Screenshots go to ``browser-shots``. Needs the package ``playwright`` and Chromium
 (``CHROMIUM``: where it lies).
 """
 
