@@ -228,3 +228,10 @@ def test_the_command_line_says_why_a_folder_is_refused(copy):
     assert outcome.exit_code == 3
     assert "auto_map" in outcome.output
     assert "Traceback" not in outcome.output
+
+
+def test_a_folder_of_timm_s_says_how_to_load_it(copy):
+    file = copy / "config.json"
+    file.write_text(json.dumps({"architecture": "resnet18", "num_classes": 3}))
+    with pytest.raises(ModelError, match="--arch timm/resnet18"):
+        load_model(copy)

@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 120},  # a wide terminal shows the longest help on one screen
     help="Find out whether a neural network hides a backdoor, see the trigger, remove it, and prove that it is gone.",
 )
 app.command("scan")(scan_command)
