@@ -274,7 +274,7 @@ class ModelRecord:
 
     Attributes:
         name: File name, without folders.
-        sha256: Hash of the file's bytes, or of the weights where there was no file.
+        sha256: Hash of the file's bytes, of a folder's files, or of the weights where there was neither.
         architecture: Name in the registry, ``package.module:function``, or the class name of a user's module.
         labels: Number of labels.
         label_names: Their names (indices as text where none were given).

@@ -230,6 +230,13 @@ def test_the_command_line_says_why_a_folder_is_refused(copy):
     assert "Traceback" not in outcome.output
 
 
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_another_configuration_of_the_same_weights_is_another_model(name, copy):
+    before = load_model(copy).sha256
+    changed(copy, name, hidden_act="gelu", image_mean=[0.1, 0.1, 0.1])
+    assert load_model(copy).sha256 != before
+
+
 def test_a_folder_of_timm_s_says_how_to_load_it(copy):
     file = copy / "config.json"
     file.write_text(json.dumps({"architecture": "resnet18", "num_classes": 3}))

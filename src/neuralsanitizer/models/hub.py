@@ -32,6 +32,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "FolderModel",
     "WholeModel",
+    "folder_digest",
     "folder_sha256",
     "folder_weights",
     "is_model_folder",
@@ -70,7 +71,7 @@ class WholeModel:
         input_shape: (channels, height, width).
         label_names: From the configuration; empty if it has none but numbers.
         preprocessing: From the folder's preprocessor.
-        sha256: Of the weights file; of several, of their hashes in order.
+        sha256: Of the file; of a folder, :func:`folder_digest`.
         notes: What loading had to do.
     """
 
@@ -120,7 +121,7 @@ def load_folder(path: Path, input_shape: Shape | None = None) -> WholeModel:
         ModelError: Something is missing or damaged, or is no image classifier.
         RefusedError: The folder asks for its own code, points outside of itself, or has its weights as pickle alone.
     """
-    files = {name: _read_text(path / name) for name in _KEPT if name == _CONFIG or (path / name).exists()}
+    files = _read_kept(path)
     config = _parsed(files[_CONFIG], path / _CONFIG)
     preprocessor = _parsed(files[_PREPROCESSOR], path / _PREPROCESSOR) if _PREPROCESSOR in files else {}
     for what in (config, preprocessor):
@@ -136,7 +137,7 @@ def load_folder(path: Path, input_shape: Shape | None = None) -> WholeModel:
         shape,
         _own_names(names),
         preprocessing,
-        weights.sha256,
+        folder_digest(files, weights.sha256),
         (*weights.notes, *said),
     )
 
@@ -237,13 +238,28 @@ def _build(config: Mapping[str, Any], weights: Weights, name: str) -> tuple[nn.M
 
 
 def folder_sha256(path: Path) -> str:
-    """The hash of a model folder's weights.
+    """The hash of a model folder.
 
     Raises:
-        ModelError: There are none, or they cannot be read.
-        RefusedError: They are no safetensors.
+        ModelError: It has no weights, or something in it cannot be read.
+        RefusedError: The weights are no safetensors.
     """
-    return _read_folder_weights(path).sha256
+    return folder_digest(_read_kept(path), _read_folder_weights(path).sha256)
+
+
+def folder_digest(files: Mapping[str, bytes], weights: str) -> str:
+    """One SHA-256 for all of a folder that changes what its network says.
+
+    Args:
+        files: Configuration and preprocessor, by name.
+        weights: SHA-256 of the weights file; of several, of their hashes in order.
+    """
+    listed = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return hashlib.sha256(json.dumps({**listed, WEIGHTS_FILE: weights}, sort_keys=True).encode()).hexdigest()
+
+
+def _read_kept(path: Path) -> dict[str, bytes]:
+    return {name: _read_text(path / name) for name in _KEPT if name == _CONFIG or (path / name).exists()}
 
 
 def _check_size(config: Mapping[str, Any], weights: Weights, name: str) -> None:

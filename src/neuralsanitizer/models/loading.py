@@ -30,6 +30,7 @@ from neuralsanitizer.models.hub import (
     WEIGHTS_FILE,
     FolderModel,
     WholeModel,
+    folder_digest,
     folder_sha256,
     folder_weights,
     is_model_folder,
@@ -212,7 +213,7 @@ def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:
     """Write a network's weights as safetensors, atomically; of a model folder or an ONNX file, one of its kind.
 
     Returns:
-        SHA-256 of the weights file.
+        SHA-256 of the file; of a folder, as :func:`neuralsanitizer.models.hub.folder_digest`.
 
     Raises:
         OutputError: It cannot be written.
@@ -223,16 +224,21 @@ def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:
             write_atomically(path / name, file)
         path = path / WEIGHTS_FILE  # last: its presence says that the folder is whole
     write_atomically(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return _digest(module, content)
 
 
 def state_dict_hash(module: nn.Module) -> str:
-    """SHA-256 of the file that :func:`save_state_dict` would write."""
-    return hashlib.sha256(_serialise(module)).hexdigest()
+    """SHA-256 of what :func:`save_state_dict` would write."""
+    return _digest(module, _serialise(module))
+
+
+def _digest(module: nn.Module, content: bytes) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    return folder_digest(module.files, digest) if isinstance(module, FolderModel) else digest
 
 
 def model_sha256(path: Path) -> str:
-    """The hash by which runs know a model: of its file, or of a model folder's weights.
+    """The hash by which runs know a model: of its file, or of its folder.
 
     Raises:
         ModelError: It cannot be read.
