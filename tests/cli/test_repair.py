@@ -36,8 +36,8 @@ def test_repair_writes_weights_that_load_without_the_backdoor(repaired, files, a
 
 def test_repair_says_on_stderr_where_everything_is(repaired):
     outcome, weights, folder = repaired
-    assert f"repaired weights: {weights}" in outcome.stderr
-    assert f"report:           {folder / 'report.html'}" in outcome.stderr
+    assert f"repaired model, as safetensors: {weights}" in outcome.stderr
+    assert f"report: {folder / 'report.html'}" in outcome.stderr
     assert "unlearning: 1 trigger, round 1 ..." in outcome.stderr
     assert "Before and after repair" in (folder / "report.html").read_text(encoding="utf-8")
 

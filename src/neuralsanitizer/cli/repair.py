@@ -15,7 +15,7 @@ from neuralsanitizer.config import MfccConfig, RepairConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.errors import DataError, OutputError, UsageError
 from neuralsanitizer.models import SuspectModel, load_model, names_its_architecture
-from neuralsanitizer.models.loading import parse_device
+from neuralsanitizer.models.loading import parse_device, written_as
 from neuralsanitizer.pipeline import REPAIRS, repair, verify
 from neuralsanitizer.records import Finding, from_json
 from neuralsanitizer.storage import RunFolder, SavedRun
@@ -40,7 +40,9 @@ def repair_command(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="For the repaired weights: a safetensors file; a folder of a model folder."
+            "--output",
+            "-o",
+            help="For the repaired model: a safetensors file; ONNX of ONNX and programs; a folder of a model folder.",
         ),
     ],
     method: Annotated[str, typer.Option("--method", help=f"{', '.join(REPAIRS)}.")] = "unlearning",
@@ -78,12 +80,14 @@ def repair_command(
         config = RepairConfig(largest_accuracy_drop=max_accuracy_drop)
         result = repair(suspect, run, clean, method=method, output=output, config=config, seed=seed, progress=progress)
     page = write_page(RunFolder(run).read(), run / "report.html")
+    format_written = written_as(result.model.module)
     if format_ is o.Format.JSON:
-        print_json({**report.repair_json(result.repair), "output": str(output), "report": str(page)})
+        written = {"output": str(output), "output_format": format_written, "report": str(page)}
+        print_json({**report.repair_json(result.repair), **written})
     else:
         report.print_repair(result.repair, stdout())
     stderr().print(
-        f"repaired weights: {output}\nreport:           {page}", markup=False, highlight=False, soft_wrap=True
+        f"repaired model, as {format_written}: {output}\nreport: {page}", markup=False, highlight=False, soft_wrap=True
     )
     raise typer.Exit(0 if result.repair.complete else 1)
 

@@ -48,6 +48,7 @@ __all__ = [
     "parse_device",
     "save_state_dict",
     "state_dict_hash",
+    "written_as",
 ]
 
 Shape = tuple[int, int, int]
@@ -225,6 +226,13 @@ def save_state_dict(module: nn.Module, path: str | os.PathLike[str]) -> str:
         path = path / WEIGHTS_FILE  # last: its presence says that the folder is whole
     write_atomically(path, content)
     return _digest(module, content)
+
+
+def written_as(module: nn.Module) -> str:
+    """The format that :func:`save_state_dict` writes a network in, in words."""
+    if isinstance(module, FolderModel):
+        return "a Hugging Face folder"
+    return "ONNX" if isinstance(module, OnnxModel) else "safetensors"
 
 
 def state_dict_hash(module: nn.Module) -> str:
