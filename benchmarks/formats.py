@@ -40,8 +40,9 @@ def main() -> None:
             print(f"{name}: left out, its library does not load here", flush=True)
             continue
         if not (run / "run.json").exists():
+            again = ["--resume"] if run.exists() else []
             subprocess.run(
-                [*PROGRAM, "scan", *options, "--output", str(run), "--resume"], stdout=subprocess.DEVNULL, check=False
+                [*PROGRAM, "scan", *options, "--output", str(run), *again], stdout=subprocess.DEVNULL, check=False
             )
         told = json.loads(
             subprocess.run(

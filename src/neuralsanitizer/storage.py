@@ -202,7 +202,15 @@ class RunFolder:
             RunError: It is no run folder, a file in it is damaged, or it was written by an incompatible version.
         """
         if not self.exists():
-            raise RunError(f"{self.path} is not the folder of a finished scan: it has no run.json")
+            begun = (self.path / "state").is_dir()
+            raise RunError(
+                f"{self.path} is not the folder of a finished scan: "
+                + (
+                    "its scan was interrupted; the same command with --resume goes on"
+                    if begun
+                    else "it has no run.json"
+                )
+            )
         arrays = read_arrays(self.path / "arrays.npz")
         try:
             saved = SavedRun(

@@ -17,6 +17,7 @@ from neuralsanitizer.data import CleanSet, load_clean_set
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models import SuspectModel, architectures, load_model, names_its_architecture
 from neuralsanitizer.models.loading import check_architecture, parse_device
+from neuralsanitizer.models.programs import kind_of_program, refused
 from neuralsanitizer.report import FileFormat
 
 __all__ = [
@@ -70,7 +71,7 @@ class FailOn(StrEnum):
 ModelArgument = Annotated[
     Path,
     typer.Argument(
-        help="Weights (safetensors, a PyTorch state_dict), an ONNX file, or a Hugging Face model folder.",
+        help="Weights (safetensors, a PyTorch state_dict), ONNX, a Hugging Face folder; see also --allow-code.",
         metavar="MODEL",
     ),
 ]
@@ -182,10 +183,13 @@ def model_opener(
 
     Raises:
         UsageError: An option makes no sense, whatever the model is.
+        RefusedError: The only model is a program, and nobody asked to open it.
     """
     check_sandbox(allow_code=allow_code, require_sandbox=require_sandbox)
     alone = partial(names_its_architecture, allow_code=allow_code)
     themselves = [path for path in paths if alone(path)]
+    if len(paths) == 1 and not allow_code and (program := kind_of_program(paths[0])) is not None:
+        raise refused(program, paths[0].name)  # before it is asked for an architecture, which it has
     if len(themselves) < len(paths):
         check_architecture(arch, model_def)
     shape = numbers(input_shape, "--input-shape")

@@ -11,7 +11,7 @@ from neuralsanitizer import report
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import exit_code_of, guarded, print_json, progress_bar, stderr, stdout
 from neuralsanitizer.cli.scan import write_page
-from neuralsanitizer.config import MfccConfig, RepairConfig
+from neuralsanitizer.config import MfccConfig, RepairConfig, VerifyConfig
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.errors import DataError, OutputError, UsageError
 from neuralsanitizer.models import SuspectModel, load_model, names_its_architecture
@@ -42,7 +42,7 @@ def repair_command(
         typer.Option(
             "--output",
             "-o",
-            help="For the repaired model: a safetensors file; ONNX of ONNX and programs; a folder of a model folder.",
+            help="For the repaired model: a safetensors file, an ONNX file or a model folder, as it came.",
         ),
     ],
     method: Annotated[str, typer.Option("--method", help=f"{', '.join(REPAIRS)}.")] = "unlearning",
@@ -86,6 +86,14 @@ def repair_command(
         print_json({**report.repair_json(result.repair), **written})
     else:
         report.print_repair(result.repair, stdout())
+    lost = result.repair.clean_accuracy_before - result.repair.clean_accuracy_after
+    if lost > VerifyConfig().largest_accuracy_drop:
+        stderr().print(
+            f"note: the repair cost {100 * lost:.1f} points of clean accuracy, more than verify lets pass: give more "
+            "clean images, or try --method auto",
+            markup=False,
+            highlight=False,
+        )
     stderr().print(
         f"repaired model, as {format_written}: {output}\nreport: {page}", markup=False, highlight=False, soft_wrap=True
     )

@@ -11,7 +11,7 @@ from neuralsanitizer import report
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import guarded, print_json, stderr, stdout
 from neuralsanitizer.cli.scan import write_report
-from neuralsanitizer.errors import RunError, UsageError
+from neuralsanitizer.errors import OutputError, RunError, UsageError
 from neuralsanitizer.models.loading import model_sha256
 from neuralsanitizer.report.text import clean_text
 from neuralsanitizer.storage import RunFolder, write_atomically
@@ -46,7 +46,10 @@ def report_command(
     elif shown is o.Format.TABLE or not (files or bundle):
         report.print_run(saved, stdout())
     if bundle is not None:
-        write_atomically(bundle, report.bundle_of(saved, run))
+        content = report.bundle_of(saved, run)
+        if bundle.exists() and not (bundle.is_file() and bundle.read_bytes() == content):
+            raise OutputError(f"{bundle} exists, and is another: evidence is not overwritten, choose another file")
+        write_atomically(bundle, content)
         stderr().print(f"bundle: {bundle}", markup=False, highlight=False, soft_wrap=True)
     for format_ in files:
         name = report.FILE_NAMES[format_]

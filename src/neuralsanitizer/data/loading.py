@@ -335,7 +335,10 @@ def _check_labels(labels: _Indices, label_names: tuple[str, ...]) -> None:
     """Refuse labels that the model does not have, by number; negative ones are the clean set's own business."""
     largest = int(labels.max())
     if label_names and largest >= len(label_names):
-        raise DataError(f"the model has {len(label_names)} labels, 0 to {len(label_names) - 1}; the data has {largest}")
+        raise DataError(
+            f"the model has {len(label_names)} labels, 0 to {len(label_names) - 1}; "
+            f"the data has {largest} among its labels"
+        )
     if largest > _MAX_LABEL:
         raise DataError(f"labels count from 0, without large gaps; got {largest}")
 

@@ -56,7 +56,7 @@ def refused(kind: str, name: str) -> RefusedError:
     """The error about a program that nobody asked to open."""
     return RefusedError(
         f"{name} is refused: it is {kind}, which can run code when it is opened. Save the network's state_dict "
-        "instead, and give --arch or --model-def; or have a sandbox open it: --allow-code"
+        "instead, and give --arch or --model-def; or have a sandbox open it: --allow-code, without these"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
@@ -26,6 +27,7 @@ __all__ = ["print_filter", "print_index", "print_parted", "print_repair", "print
 _STYLES = {Finding.INFECTED: "bold red", Finding.CLEAN: "green", Finding.INCONCLUSIVE: "bold yellow"}
 _ALL = 20  # up to so many labels the table has them all
 _SMALLEST = 10  # beyond, these beside the infected and the open ones
+_NARROWEST = 20  # columns that lines are wrapped at, however narrow the terminal is
 _WIDE = 120  # columns from which on the table has room for every label's reason
 
 
@@ -132,8 +134,11 @@ def _print_scan(run: Run, console: Console) -> None:
         text = f"references: {len(used)} of {len(run.references)} usable"
         _say(console, text + (f", each agrees with the model on {worst:.1%} of clean images or more" if used else ""))
     _say(console, _seconds(run.timings))
+    first = "assumed: "
     for i, assumption in enumerate(verdict.assumptions):
-        _say(console, f"{'assumed: ' if not i else '         '}{assumption}", "dim")
+        lines = textwrap.wrap(clean_text(assumption, 1000), max(console.width - len(first), _NARROWEST))
+        for j, part in enumerate(lines):
+            _say(console, f"{first if not (i or j) else ' ' * len(first)}{part}", "dim")
 
 
 def _print_labels(labels: Sequence[LabelFinding], pixels: int, console: Console) -> None:
