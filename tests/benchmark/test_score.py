@@ -133,6 +133,15 @@ def test_no_scores_make_empty_tables():
     assert markdown([]) == ""
 
 
+def test_detectors_are_compared_on_the_models_that_all_have_scanned(score):
+    other = replace(score, preset="other", found=())
+    alone = replace(score, case="b-model", found=())
+    table = rows(sections([score, alone, other])["rates of the same models"])[2:]
+    assert [row[:2] for row in table] == [["neural-sanitizer quick", "1"], ["neural-sanitizer other", "1"]]
+    assert table[1][3].startswith("100.0% (1/1")
+    assert len(rows(sections([score, alone])["rates of the same models"])) == 2  # one detector: nothing to compare
+
+
 def test_seeds_agree_label_by_label(score):
     again = replace(score, seed=1)
     other = replace(score, seed=2, found=(2, TARGET), inconclusive=(3,))

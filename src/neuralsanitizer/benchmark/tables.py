@@ -32,6 +32,7 @@ def sections(scores: Sequence[Score]) -> dict[str, str]:
     paper = [s for s in main if s.transfer and (s.method, s.preset) == ("neural-sanitizer", "paper")]
     return {
         "rates": _summary(main, _detector, "detector"),
+        "rates of the same models": _summary(_of_all_detectors(main), _detector, "detector"),
         "groups": _summary(main, lambda s: f"{_detector(s)}: {s.group}", "detector: group"),
         "failures": failures(main),
         "models": _detection(main),
@@ -131,6 +132,13 @@ def _of_first_seeds(scores: Sequence[Score]) -> list[Score]:
     for s in scores:
         lowest[_detector(s), s.case] = min(s.seed, lowest.get((_detector(s), s.case), s.seed))
     return [s for s in scores if s.seed == lowest[_detector(s), s.case]]
+
+
+def _of_all_detectors(scores: Sequence[Score]) -> list[Score]:
+    """Scores of the models that every detector has scanned; none where there is one detector alone."""
+    by_case = {s.case: {_detector(t) for t in scores if t.case == s.case} for s in scores}
+    detectors = {_detector(s) for s in scores}
+    return [s for s in scores if by_case[s.case] == detectors] if len(detectors) > 1 else []
 
 
 def _is_ablation(score: Score) -> bool:
