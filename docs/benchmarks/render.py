@@ -3,6 +3,7 @@
 With ``--check`` nothing is written, and the exit code is 1 if the page is out of date.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from neuralsanitizer.benchmark.remedies import read_remedies
 from neuralsanitizer.benchmark.remedy_tables import remedy_sections
 from neuralsanitizer.benchmark.run import read_scores
 from neuralsanitizer.benchmark.speed import read_speed, speed_markdown
-from neuralsanitizer.benchmark.tables import sections
+from neuralsanitizer.benchmark.tables import markdown_table, sections
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.with_suffix(".md")
@@ -19,8 +20,11 @@ PAGE = FOLDER.with_suffix(".md")
 def rendered(page: str) -> str:
     """The page with every table between its two marks replaced."""
     scores = [score for score in read_scores(FOLDER) if score.split in {"reported", "attacks"}]
-    speed = {"speed": "\n\n".join(speed_markdown(score) for score in read_speed(FOLDER).values())}
-    for name, table in {**sections(scores), **remedy_sections(read_remedies(FOLDER)), **speed}.items():
+    others = {
+        "speed": "\n\n".join(speed_markdown(score) for score in read_speed(FOLDER).values()),
+        "formats": formats(),
+    }
+    for name, table in {**sections(scores), **remedy_sections(read_remedies(FOLDER)), **others}.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(start)
         _, _, after = rest.partition(end)
@@ -28,6 +32,16 @@ def rendered(page: str) -> str:
             raise SystemExit(f"{PAGE.name} has no place for the table {name!r}: put {start.strip()} and {end} there")
         page = f"{before}{start}{table}\n{end}{after}"
     return page
+
+
+def formats() -> str:
+    """What a scan says of each format, as ``benchmarks/formats.py`` found it."""
+    told = json.loads((FOLDER / "formats.json").read_text(encoding="utf-8"))
+    rows = [
+        (row["format"], str(told["planted"]), row["verdict"], ", ".join(map(str, row["infected"])) or "-")
+        for row in told["rows"]
+    ]
+    return markdown_table(("format", "planted", "verdict", "infected labels"), rows)
 
 
 def main() -> None:

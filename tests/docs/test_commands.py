@@ -39,7 +39,14 @@ NOT_OURS = ("pip install", "docker ", "sigstore ", "make ", ". .venv", "cosign "
 TOO_LONG = ("neuralsanitizer bench ", "--executor ray", "--arch timm/")
 """Hours, and data sets that are no part of the repository, a cluster, or a library that need not be there: parsed, not
 run."""
-ELSEWHERE = ("python -m doctest", "python docs/", "python examples/", "python mlflow_gate.py", "python -c")
+ELSEWHERE = (
+    "python -m doctest",
+    "python docs/",
+    "python examples/",
+    "python benchmarks/",
+    "python mlflow_gate.py",
+    "python -c",
+)
 """Run by tests of their own."""
 WELL = {0, 1, 4}  # it went as it should, whatever was found
 

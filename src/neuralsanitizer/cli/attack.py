@@ -39,7 +39,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train models with known backdoors, to measure detection and repair. They are for research on defences: never "
+    help="Train models with known backdoors, for measurements. They are for research on defences: never "
     "ship one, never attack anyone else's.",
 )
 

@@ -49,7 +49,9 @@ def demo_command(
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
 ) -> None:
-    """Train a backdoored and a clean model on 5,000 real digits, scan both, repair, verify, write the report.
+    """Train a backdoored model on real digits, and find it out.
+
+    With a clean one beside it: both are scanned, the first is repaired and verified, and a report is written.
 
     Exit codes: 0 everything came out as it should, 1 something did not.
     """

@@ -28,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Guard a model that must stay as it is: tell inputs that bear a reversed trigger.",
+    help="Guard a model that must stay as it is. Inputs that bear a reversed trigger are told.",
 )
 
 

@@ -55,7 +55,7 @@ def scan_many_command(
     ray_address: o.RayAddressOption = None,
     format_: o.FormatOption = o.Format.TABLE,
 ) -> None:
-    """Scan all models of a task that have one architecture; what was done before is not done again.
+    """Scan all models of a task that have one architecture. What was done before is not done again.
 
     Exit codes, the first that applies: 1 an infected model, 3 one that cannot be scanned, 4 an inconclusive one, 0.
     """

@@ -116,7 +116,9 @@ def verify_command(
     cache: o.CacheOption = None,
     format_: o.FormatOption = o.Format.TABLE,
 ) -> None:
-    """Prove that a repaired model lost its backdoors: accuracy, every reversed trigger, and a fresh scan.
+    """Prove that a repaired model lost its backdoors.
+
+    It looks at the clean accuracy, at every reversed trigger, and scans afresh.
 
     Exit codes: 0 proven, 1 a backdoor is still there, 4 inconclusive, otherwise as for scan.
     """

@@ -34,7 +34,7 @@ def report_command(
         Path | None, typer.Option("--bundle", help="Write all of the run as one zip with hashes, as evidence.")
     ] = None,
 ) -> None:
-    """Show a run: a table or JSON on stdout, or files for people and tools. ``--output`` alone asks for the page."""
+    """Show a run, or write files for people and tools. ``--output`` alone asks for the page."""
     shown, files = o.split_formats(formats or [])
     if output is not None and not formats:
         files = [report.FileFormat.HTML]
@@ -66,7 +66,7 @@ def check_bundle_command(
     ] = None,
     format_: o.FormatOption = o.Format.TABLE,
 ) -> None:
-    """Check that a bundle is whole and unchanged, and of which model it is.
+    """Check that a bundle is whole, and of which model it is.
 
     Exit codes: 0 it is, 3 it is not. Who made it is told by a signature of the file, not by this.
     """
