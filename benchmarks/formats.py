@@ -93,7 +93,7 @@ def made(folder: Path) -> dict[str, list[str] | None]:
     others = {
         "hf-resnet": ("transformers", ()),
         "hf-vit": ("transformers", ("--vit", "--epochs", "60")),
-        "timm-resnet10t": ("timm", ("--timm", "resnet10t")),
+        "timm-test-resnet": ("timm", ("--timm", "test_resnet")),
     }
     for name, (library, options) in others.items():
         try:
@@ -105,7 +105,7 @@ def made(folder: Path) -> dict[str, list[str] | None]:
         its_own = folder / f"{name}.npz"
         if not path.exists():
             subprocess.run([sys.executable, str(EXAMPLE), str(path), str(its_own), *options], check=True)
-        timm = ["--arch", "timm/resnet10t", *shape, "--mean", "0.5", "--std", "0.5"] if library == "timm" else []
+        timm = ["--arch", "timm/test_resnet", *shape, "--mean", "0.5", "--std", "0.5"] if library == "timm" else []
         formats[name] = [str(path), "--data", str(its_own), *timm]
     return formats
 
