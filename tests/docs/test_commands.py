@@ -221,7 +221,8 @@ def test_commands_of_a_page_run(page, kit):
 def test_python_of_a_page_runs(page, clean):
     """One block after the other, with the names that the words around them explain."""
     if page.stem == "filter-inputs":
-        assert run("filter", "fit", "bad.safetensors", "--run", "run", "--data", "mnist5k", "-o", "guard.safetensors")
+        fitted = run("filter", "fit", "bad.safetensors", "--run", "run", "--data", "mnist5k", "-o", "guard.safetensors")
+        assert fitted.code == 0, fitted
     shutil.rmtree("run")
     names = {"images": clean.images[:5]}
     for block in blocks(page, "python"):

@@ -38,7 +38,8 @@ of the system calls that reach other processes."""
 MOST_SECONDS = 60.0
 """As long as a network of unknown origin may take for its first answer, too (:mod:`neuralsanitizer.models.bounds`)."""
 MOST_MEMORY = 4 * 1024**3
-"""Bytes of addresses beyond what the interpreter and its libraries take, and four times the input."""
+"""Bytes of addresses beyond what the interpreter and its libraries take, and four times the input. Chosen, not
+measured: opening and following a program holds its weights a few times."""
 
 _WRITTEN = 16 * 1024**2  # bytes a file in its folder may have, beside twice the input's
 _HEAD = 4096  # bytes of the line that tells the barriers

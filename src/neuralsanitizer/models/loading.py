@@ -109,7 +109,7 @@ def load_model(
     if names_its_architecture(path, allow_code=allow_code):
         if arch is not None or model_def is not None:
             raise UsageError(f"{path} names its own architecture: leave --arch and --model-def out")
-        whole = _whole_model(path, input_shape, as_they_are=mean is None, full_sandbox=require_sandbox)
+        whole = _whole_model(path, program, input_shape, as_they_are=mean is None, full_sandbox=require_sandbox)
         if labels not in {None, whole.labels}:
             raise UsageError(f"{path.name} has {whole.labels} labels, not {labels} (--labels)")
         preprocessing, unit = _preprocessing(whole.preprocessing, mean, std, pixel_range)
@@ -155,15 +155,16 @@ def load_model(
     )
 
 
-def _whole_model(path: Path, input_shape: Shape | None, *, as_they_are: bool, full_sandbox: bool) -> WholeModel:
+def _whole_model(
+    path: Path, program: str | None, input_shape: Shape | None, *, as_they_are: bool, full_sandbox: bool
+) -> WholeModel:
     """What holds a network, not weights alone; with ``as_they_are`` no preprocessing of it was stated."""
     if is_model_folder(path):
         return load_folder(path, input_shape)
     content = graph = read_file(path)
     notes: tuple[str, ...] = ()
-    kind = kind_of_program(path)
-    if kind is not None:
-        graph, note = translate(content, path.name, kind, input_shape, full=full_sandbox)
+    if program is not None:
+        graph, note = translate(content, path.name, program, input_shape, full=full_sandbox)
         notes = (note,)
     module, declared = read_onnx(graph, path.name)
     shape = input_shape or declared
