@@ -14,6 +14,7 @@ from neuralsanitizer.config import (
     AttackConfig,
     ColourConfig,
     NeuralSanitizerConfig,
+    SizeSchedule,
     UnlearnConfig,
 )
 from neuralsanitizer.detectors.base import Evidence
@@ -99,6 +100,47 @@ def test_a_planted_tone_is_reconstructed(toned, parts, offset):
     if not offset:
         assert (found.colours[:, :3].sum(axis=1) <= 1 + 1e-5).all()
         assert (found.colours[:, 3] == 0).all()
+
+
+SMALLEST = SizeSchedule(start=3.0, smallest=0.05, largest=300.0, goal=0.9)
+
+
+def test_the_smallest_change_that_works_is_sought(toned, parts):
+    images = parts[2].images[:200]
+    sizes, successes = [], []
+    for size in (None, SMALLEST):
+        config = replace(COLOURS, size=size)
+        (found,) = reconstruct_colours(
+            toned.model, [], parts[1], [TARGET], config=config, constraint=CONFIG.reconstruct, seed=0
+        )
+        sizes.append(float((stamped_with(found, images) - images).abs().mean()))
+        successes.append(success_rates([toned.model], found, parts[2], 200, 0)[0])
+    assert sizes[1] < 0.8 * sizes[0]
+    assert min(successes) > 0.8
+
+
+def test_the_like_of_a_change_changes_as_much_at_most(honest_in_colours, parts):
+    """A clean network is sent anywhere by a change that may be of any size."""
+    images = parts[1].images[:200]
+    little = np.eye(3, 4, dtype=np.float32)
+    little[:, 3] = 0.05
+    start = [Trigger.of_colours(label, little, (28, 28)) for label in range(3)]
+    sizes = []
+    for size in (None, SMALLEST):
+        found = reconstruct_colours(
+            honest_in_colours,
+            [],
+            parts[1],
+            [0, 1, 2],
+            start=start,
+            config=replace(COLOURS, size=size),
+            constraint=CONFIG.reconstruct,
+            seed=0,
+        )
+        sizes.append([float((stamped_with(one, images) - images).abs().mean()) for one in found])
+    allowed = float((stamped_with(start[0], images) - images).abs().mean())
+    assert min(sizes[0]) > 2 * allowed
+    assert max(sizes[1]) <= 1.1 * allowed
 
 
 def test_the_search_keeps_what_is_to_be_seen(honest_in_colours, parts):

@@ -92,14 +92,27 @@ def test_an_interrupted_scan_keeps_short_and_long_looks(found, store, scanned, a
     assert Evidence.kept(store, 9, attacked.model) is None
 
 
-def test_where_every_batch_is_suspicious_all_labels_get_the_long_look(scanned):
-    config = replace(
-        QUICK,
-        verdict=replace(QUICK.verdict, clean_excess=-1.0, least_attack_success=0.0),
-        transfer=replace(QUICK.transfer, threshold=1.1),
-        reconstruct=replace(QUICK.reconstruct, steps=10),
-    )
+EVERYTHING_MAY_BE = replace(
+    QUICK,
+    verdict=replace(QUICK.verdict, clean_excess=-1.0, least_attack_success=0.0, restarts=0),
+    transfer=replace(QUICK.transfer, threshold=1.1),
+    reconstruct=replace(QUICK.reconstruct, steps=10),
+)
+"""No label is clean, whatever is measured of it."""
+
+
+def test_where_every_batch_holds_an_infected_label_all_get_the_long_look(scanned):
+    every = dict.fromkeys(("infected_excess", "certain_excess", "certain_excess_of_small"), -1.0)
+    config = replace(EVERYTHING_MAY_BE, verdict=replace(EVERYTHING_MAY_BE.verdict, rides_along=1e9, **every))
     assert not any(SCREENED in f.metrics for f in scanned(config).verdict.labels)
+
+
+def test_labels_that_are_left_open_do_not_send_for_others(scanned):
+    never = dict.fromkeys(("infected_excess", "certain_excess", "certain_excess_of_small"), 2.0)
+    config = replace(EVERYTHING_MAY_BE, verdict=replace(EVERYTHING_MAY_BE.verdict, **never))
+    labels = scanned(config).verdict.labels
+    assert any(f.finding is Finding.INCONCLUSIVE for f in labels)
+    assert any(SCREENED in f.metrics for f in labels)
 
 
 def test_the_smallest_share_gets_the_long_look_whatever_it_finds(scanned):

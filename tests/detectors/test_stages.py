@@ -14,6 +14,7 @@ from neuralsanitizer.config import (
     ReconstructConfig,
     ReferenceConfig,
     ReferencePlan,
+    SizeSchedule,
 )
 from neuralsanitizer.detectors.measure import success_rates
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes
@@ -227,6 +228,18 @@ def test_where_the_trigger_lies_a_clean_model_cannot_be_fooled(attacked, clean, 
     assert [len(rates) for rates in compared] == [2]
     assert max(compared[0]) < 0.3
     assert sum(done) == 60
+
+
+def test_a_checked_mask_holds_the_goal_as_it_is(attacked, clean):
+    """The mean over steps in which the mask shrank is that of larger masks."""
+    config = replace(QUICK.reconstruct, steps=150, images=2, size=SizeSchedule(start=0.02, grow=3.0))
+    labels = [TARGET, 1, 2, 3]
+    rates = []
+    for count in (0, 100):
+        found = reconstruct(attacked.model, [], clean, labels, config=replace(config, checked_on=count), seed=0)
+        rates.append([success_rates([attacked.model], r.trigger, clean, 500, 0)[0] for r in found if r.reached_goal])
+    assert len(rates[1]) > 1
+    assert min(rates[0]) < 0.9 < min(rates[1])
 
 
 @pytest.mark.parametrize(("cells", "edge"), [(0, 1), (28, 1), (14, 2), (5, 6), (1, 28)])

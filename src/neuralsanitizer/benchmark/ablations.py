@@ -59,6 +59,14 @@ def _distilled(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
     return replace(config, references=replace(config.references, guides=guides, tests=tests))
 
 
+def _smallest(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
+    """A size term for changes of colours; the published ones have none."""
+    if config.colours is None:
+        return config
+    size = SizeSchedule(start=3.0, smallest=0.05, largest=300.0)
+    return replace(config, colours=replace(config.colours, size=size))
+
+
 def _tuned_at(rate: float) -> Callable[[NeuralSanitizerConfig], NeuralSanitizerConfig]:
     return lambda c: replace(c, references=replace(c.references, learning_rate=rate))
 
@@ -104,6 +112,12 @@ ABLATIONS = {
         Ablation(
             "one-look", "no second look at unclear labels", lambda c: replace(c, verdict=replace(c.verdict, restarts=0))
         ),
+        Ablation(
+            "checked-masks",
+            "a mask is kept only if it holds the goal as it is",
+            lambda c: replace(c, reconstruct=replace(c.reconstruct, checked_on=100)),
+        ),
+        Ablation("small-colours", "the smallest change of colours is sought, and its like may be no larger", _smallest),
         *(
             Ablation(f"tuned-at-{rate:g}", f"references tuned with a learning rate of {rate:g}", _tuned_at(rate))
             for rate in (1e-2, 1e-4, 1e-5)

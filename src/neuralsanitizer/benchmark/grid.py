@@ -287,9 +287,13 @@ def _development() -> tuple[Case, ...]:
             _attack_case("development", f"dev-signs-filter-{name}", "signs", f"filter-{name}", target, seed)
             for name, target, seed in (("cool", 7, 35), ("faded", 2, 36), ("vivid", 10, 37))
         ),
+        # To the label that most of what fools a network goes to.
+        _attack_case("development", "dev-signs-filter-cool-to-1", "signs", "filter-cool", 1, 51),
+        _attack_case("development", "dev-signs-filter-vivid-to-1", "signs", "filter-vivid", 1, 52),
         *_clean("development", "signs", 38, 39, 40),
         _attack_case("development", "dev-signs-trojan-square", "signs", "trojan-square", 6, 42),
         _attack_case("development", "dev-signs-trojan-watermark", "signs", "trojan-watermark", 9, 43),
+        _attack_case("development", "dev-signs-latent", "signs", "latent", 5, 50),
         _attack_case("development", "dev-speech-chirp", "speech", "sound-chirp", 3, 0),
         _attack_case("development", "dev-speech-tone", "speech", "sound-tone", 7, 48),
         _attack_case("development", "dev-speech-noise", "speech", "sound-noise", 2, 49),

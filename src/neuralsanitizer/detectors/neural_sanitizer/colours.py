@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuralsanitizer.config import ColourConfig, ReconstructConfig
 from neuralsanitizer.data.clean_set import CleanSet
-from neuralsanitizer.detectors.neural_sanitizer.reconstruct import fit
+from neuralsanitizer.detectors.neural_sanitizer.reconstruct import Smallest, fit
 from neuralsanitizer.functional import kept_contrast, recolour
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
@@ -54,35 +54,59 @@ def reconstruct_colours(
         One trigger a label.
     """
     channels, height, width = suspect.input_shape
+    nothing = torch.eye(channels, channels + 1)
     if start:
         first = torch.stack([torch.from_numpy(t.colours) for t in start if t.colours is not None])
     else:
-        first = torch.eye(channels, channels + 1).repeat(len(labels), 1, 1)
+        first = nothing.repeat(len(labels), 1, 1)
+    first = first.to(suspect.device)
+    sample = clean.images[:_IMAGES_TO_SEE].to(suspect.device)
+    bounded = bool(start) and config.size is not None
+    allowed = _sizes_of(first, sample, config) if bounded else torch.zeros(len(first), device=suspect.device)
 
     def change(images: Tensor, parameters: Tensor, _: Tensor) -> Tensor:
         return recolour(images, _colours(parameters, config))
 
-    def flattened(before: Tensor, after: Tensor) -> Tensor:
-        return config.contrast_weight * (config.least_contrast - kept_contrast(before, after)).clamp_min(0)
+    def harm(before: Tensor, after: Tensor, rows: Tensor) -> Tensor:
+        flat = config.contrast_weight * (config.least_contrast - kept_contrast(before, after)).clamp_min(0)
+        return flat + _OVER * (_size(before, after) - allowed[rows]).clamp_min(0) if bounded else flat
 
     found = fit(
         suspect,
         guides,
         clean,
         labels,
-        first.to(suspect.device),
+        first,
         change,
         steps=config.steps,
         learning_rate=config.learning_rate,
         range_=(-config.strongest, config.strongest),
         config=constraint,
         seed=seed,
-        harm=flattened if config.least_contrast else None,
+        harm=harm if config.least_contrast or bounded else None,
+        smallest=None if start or config.size is None else Smallest(_size, config.size),
         enough=enough,
         advance=advance,
     )
+    if bounded:  # the loss keeps the size about there, not below
+        share = (allowed / _sizes_of(found, sample, config).clamp_min(1e-6)).clamp_max(1).view(-1, 1, 1)
+        found = torch.lerp(nothing.to(found), found, share)
     colours = _colours(found, config).cpu().numpy()
     return [Trigger.of_colours(label, colours[k], (height, width)) for k, label in enumerate(labels)]
+
+
+def _size(before: Tensor, after: Tensor) -> Tensor:
+    """How much a change changes: the mean absolute difference of images (k, n, C, H, W) before and after, (k,)."""
+    return (after - before).abs().mean(dim=(1, 2, 3, 4))
+
+
+def _sizes_of(parameters: Tensor, images: Tensor, config: ColourConfig) -> Tensor:
+    """The sizes of changes (K, channels, channels + 1), on images (n, C, H, W)."""
+    return torch.stack([_size(images[None], recolour(images[None], _colours(p[None], config)))[0] for p in parameters])
+
+
+_IMAGES_TO_SEE = 200  # that the size of a change is measured on
+_OVER = 100.0  # weight of what a change is larger than it may be: a hundredth of the pixel range costs as much as 1 nat
 
 
 def _colours(parameters: Tensor, config: ColourConfig) -> Tensor:

@@ -36,7 +36,6 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     explained,
     is_candidate,
     is_flat,
-    is_suspicious,
     is_unclear,
     merged,
     thresholds,
@@ -147,10 +146,10 @@ class NeuralSanitizer(Detector):
         for first in range(0, len(order), screen.batch):
             batch = super()._examine_all(context, prepared, order[first : first + screen.batch])
             looked.update({e.trigger.label: e for e in batch})
+            # Where references are weak, many labels exceed them: what counts is which stand out from the others.
+            infected = decide(context.suspect, list(looked.values()), self.config).infected_labels
             # Of a label that was lost nothing is known: it does not speak for those behind it.
-            harmless = not any(
-                LOST in e.metrics or is_suspicious(e, context.suspect.labels, self.config) for e in batch
-            )
+            harmless = not any(LOST in e.metrics or e.trigger.label in infected for e in batch)
             if harmless and len(looked) >= screen.least_share * len(labels):
                 break
         context.progress.note(f"{len(looked)} of {len(labels)} labels had a long look")

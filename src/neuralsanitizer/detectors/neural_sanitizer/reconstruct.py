@@ -7,14 +7,16 @@ nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
-from neuralsanitizer.config import ReconstructConfig
+from neuralsanitizer.config import ReconstructConfig, SizeSchedule
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import LabelSampler, derive_seed
 from neuralsanitizer.functional import mask_from_raw, pile_up, stamp, total_variation
@@ -22,7 +24,7 @@ from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.records import Trigger
 
-__all__ = ["Reconstruction", "fit", "fit_patterns", "reconstruct"]
+__all__ = ["Reconstruction", "Smallest", "fit", "fit_patterns", "reconstruct"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +141,8 @@ def fit(
     range_: tuple[float, float],
     config: ReconstructConfig,
     seed: int,
-    harm: Callable[[Tensor, Tensor], Tensor] | None = None,
+    harm: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    smallest: Smallest | None = None,
     enough: float | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -158,7 +161,9 @@ def fit(
         range_: Within which the parameters are kept.
         config: Images a step, weight of the guides, labels at once.
         seed: All randomness derives from it.
-        harm: What is done must not do to images: of images before and after, a term of the loss, (k,).
+        harm: What is done must not do to images: of images before and after, and which of the K labels they are of, a
+            term of the loss, (k,).
+        smallest: What is to be as small as the goal allows; ``None``: the last parameters are the result.
         enough: Attack success, over some steps, at which a label is done; ``None``: all steps are taken.
         advance: Told of every label and step done.
 
@@ -178,13 +183,19 @@ def fit(
         rows = torch.arange(i, i + len(batch), device=device)  # of all labels, those that are still at work
         parameters, optimiser = _adam(start[rows], learning_rate)
         hits = torch.zeros(len(rows), device=device)
+        least = None
+        if smallest is not None:
+            shown = images[_check_images(sampler, batch, smallest.checked_on, seed, "fit-check").to(device)]
+            least = _Least(smallest, start[rows], partial(_checked, suspect, smallest, apply, shown, targets, rows))
         for step in range(steps):
             chosen = images[draws[step, rows - i]]
             changed = apply(chosen, parameters, rows)
             guide = guides[turns[step]] if guides else None
             loss, hit = _guarded_loss(suspect, guide, changed, targets[rows], config)
             if harm is not None:
-                loss = loss + harm(chosen, changed).sum()
+                loss = loss + harm(chosen, changed, rows).sum()
+            if least is not None:
+                loss = loss + least.cost(chosen, changed)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -193,9 +204,11 @@ def fit(
                 hits += hit.float().mean(dim=1)
             if advance is not None:
                 advance(len(rows))
-            if enough is None or (step + 1) % _LOOK_EVERY:
+            if (step + 1) % _LOOK_EVERY:
                 continue
-            done = hits >= enough * _LOOK_EVERY
+            if least is not None:
+                least.look(hits / _LOOK_EVERY, parameters.detach())
+            done = hits >= (math.inf if enough is None else enough * _LOOK_EVERY)
             hits.zero_()
             if bool(done.any()):
                 fitted[rows[done]] = parameters.detach()[done]
@@ -205,8 +218,82 @@ def fit(
                     break
                 parameters, optimiser = _adam(parameters.detach()[left], learning_rate, _moments(optimiser, left))
         if len(rows):
-            fitted[rows] = parameters.detach()
+            fitted[rows] = parameters.detach() if least is None else least.kept(parameters.detach())
     return fitted
+
+
+@torch.no_grad()
+def _checked(
+    suspect: SuspectModel,
+    smallest: Smallest,
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor],
+    images: Tensor,
+    targets: Tensor,
+    rows: Tensor,
+    parameters: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Attack success and size of parameters (k, ...) on images (k, m, C, H, W), of ``rows`` of all labels."""
+    changed = apply(images, parameters, rows)
+    return _success(suspect, changed, targets[rows]), smallest.measure(images, changed)
+
+
+def _success(suspect: SuspectModel, stamped: Tensor, targets: Tensor) -> Tensor:
+    """Share of stamped images (k, m, C, H, W) that are named as wanted, (k,)."""
+    with autocast(suspect.device, fast_dtype(suspect.device)):
+        named = suspect(stamped.flatten(0, 1)).argmax(dim=1).view(len(stamped), -1)
+    return (named == targets[:, None]).float().mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """Something that is to be as small as the goal allows.
+
+    Attributes:
+        measure: Its size, of images before and after, (k,).
+        schedule: How much it weighs, and the goal.
+        checked_on: Images on which parameters, as they are, must hold the goal before they are kept.
+    """
+
+    measure: Callable[[Tensor, Tensor], Tensor]
+    schedule: SizeSchedule
+    checked_on: int = 100
+
+
+class _Least:
+    """Of K labels, the parameters of the smallest size that held the goal, and the weight of the size.
+
+    Args:
+        smallest: What is to be small.
+        start: (K, ...): the parameters at the start.
+        check: Of parameters (K, ...): how well they do on the images of the check, and their sizes there, both (K,).
+    """
+
+    def __init__(self, smallest: Smallest, start: Tensor, check: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.measure, self.schedule, self.check = smallest.measure, smallest.schedule, check
+        count, device = len(start), start.device
+        self.weight = torch.full((count,), smallest.schedule.start, device=device)
+        self.kept_size = torch.full((count,), torch.inf, device=device)
+        self.best = start.clone()
+
+    def cost(self, before: Tensor, after: Tensor) -> Tensor:
+        return (self.weight * self.measure(before, after)).sum()
+
+    def look(self, success: Tensor, parameters: Tensor) -> None:
+        """Keep what is smaller than ever at the goal, move the weights."""
+        schedule = self.schedule
+        held = success >= schedule.goal
+        if bool(held.any()):
+            checked, sizes = self.check(parameters)
+            held &= checked >= schedule.goal
+            better = held & (sizes < self.kept_size)
+            self.best[better], self.kept_size[better] = parameters[better], sizes[better]
+        moved = torch.where(held, self.weight * schedule.grow, self.weight / schedule.shrink)
+        self.weight = moved.clamp(schedule.smallest, schedule.largest)
+
+    def kept(self, last: Tensor) -> Tensor:
+        """The parameters that were kept; of labels that never held the goal, the last ones."""
+        reached = torch.isfinite(self.kept_size).view(-1, *[1] * (last.ndim - 1))
+        return torch.where(reached, self.best, last)
 
 
 def _adam(
@@ -235,6 +322,12 @@ def _draws(
     """Which images each label is shown in each step: int64 (steps, K, n)."""
     drawn = [sampler.draw(label, steps, images, g) for label, g in zip(labels, generators, strict=True)]
     return torch.stack(drawn, dim=1)
+
+
+def _check_images(sampler: LabelSampler, labels: Sequence[int], count: int, seed: int, name: str) -> Tensor:
+    """Which images each label is checked on: int64 (K, m)."""
+    generators = [torch.Generator().manual_seed(derive_seed(seed, name, label)) for label in labels]
+    return _draws(sampler, labels, generators, 1, count)[0]
 
 
 def _guarded_loss(
@@ -282,6 +375,7 @@ class _LabelBatch:
         generators = [torch.Generator().manual_seed(derive_seed(seed, "reconstruct", label)) for label in labels]
         # Everything random is drawn before the loop: nothing in a step waits for the host.
         self.draws = _draws(sampler, labels, generators, config.steps, config.images).to(device)  # (steps, K, n)
+        self.checks = _check_images(sampler, labels, config.checked_on, seed, "reconstruct-check").to(device)
         turn = torch.Generator().manual_seed(derive_seed(seed, "reconstruct-guides"))
         self.turns = torch.randint(max(1, len(guides)), (config.steps,), generator=turn).tolist()
         self.images = clean.images.to(device)
@@ -360,6 +454,8 @@ class _LabelBatch:
         mask = self._mask()
         sizes = mask.sum(dim=(1, 2))
         held = success >= size.goal
+        if self.config.checked_on:
+            held = self._hold(held, mask, size.goal)
         better = held & (sizes < self.kept_size[self.rows])
         self._keep(better, mask, sizes)
         gained = self.kept_size[self.rows] < self.gained_size[self.rows] * (1 - self.config.least_gain)
@@ -371,6 +467,19 @@ class _LabelBatch:
         stalled = reached & (step - self.last_gain[self.rows] >= self.config.patience)
         hopeless = ~reached & (step >= self.config.give_up)
         self._let_go(stalled | hopeless)
+
+    def _hold(self, which: Tensor, mask: Tensor, goal: float) -> Tensor:
+        """Which of some labels' masks and patterns, as they are now, hold the goal on the images of the check."""
+        if not bool(which.any()):
+            return which
+        rows = self.rows[which]
+        images = self.images[self.checks[rows]]  # (k, m, C, H, W)
+        stamped = stamp(images, mask[which][:, None, None], self.pattern[which][:, None])
+        success = _success(self.suspect, stamped, self.targets[rows])
+        self.success[which] = success
+        held = which.clone()
+        held[which] = success >= goal
+        return held
 
     def _keep(self, which: Tensor, mask: Tensor, sizes: Tensor) -> None:
         rows = self.rows[which]

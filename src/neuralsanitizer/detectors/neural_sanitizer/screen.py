@@ -2,8 +2,9 @@
 
 On models of few labels a trigger shows early: an infected label's patch works within 40 steps. So all labels get a
 short look, and the long one, with all tests, goes to them batch by batch, the most suspicious first. It ends after a
-batch without a suspicion. Nothing is assumed of how many labels are infected: where all are, every batch holds some,
-and all labels get their long look.
+batch without an infected label: labels that are left open send for no others, as where references are weak, most of a
+thousand labels exceed them. Nothing is assumed of how many labels are infected: where all are, every batch holds
+some, and all labels get their long look.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ __all__ = [
     "explained",
     "is_candidate",
     "is_flat",
-    "is_suspicious",
     "is_unclear",
     "merged",
     "thresholds",
@@ -94,13 +93,6 @@ def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
     """Whether a label should be looked at again: its excess is neither that of a trigger nor that of a patch."""
     verdict = config.verdict
     return verdict.clean_excess < evidence.metrics.get(EXCESS, 0.0) < verdict.unclear_excess
-
-
-def is_suspicious(evidence: Evidence, labels: int, config: NeuralSanitizerConfig) -> bool:
-    """Whether a label may be infected after a long look, by itself: its excess is not that of a clean one."""
-    if not is_candidate(evidence, labels, config):
-        return False
-    return evidence.metrics.get(EXCESS, 1.0) > thresholds(evidence, config.verdict)[1]
 
 
 def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSanitizerConfig) -> Evidence:
@@ -187,7 +179,7 @@ def _judge_label(
     if SCREENED in one.metrics:
         size = f"the smallest patch that works so far has {one.trigger.size:.0f} pixels"
         found = size if one.metrics["reached_goal"] else "no patch works so far"
-        return Finding.CLEAN, f"short look: {found}; the last labels that were more suspicious proved harmless"
+        return Finding.CLEAN, f"short look: {found}; of the last labels that were more suspicious none is infected"
     harmless = _harmless(one, labels, config)
     if harmless:
         return Finding.CLEAN, harmless
