@@ -8,6 +8,7 @@ from neuralsanitizer.config import (
     ReconstructConfig,
     ReferenceConfig,
     ReferencePlan,
+    SizeSchedule,
     TransferConfig,
 )
 
@@ -16,9 +17,9 @@ TARGET = 7
 QUICK = NeuralSanitizerConfig(
     preset="quick",
     references=ReferenceConfig(
-        guides=(ReferencePlan("scratch"),) * 2, tests=(ReferencePlan("scratch"),), fresh_cycles=(120,)
+        guides=(ReferencePlan("scratch"),) * 2, tests=(ReferencePlan("scratch"),), fresh_batch=100, fresh_cycles=(120,)
     ),
-    reconstruct=ReconstructConfig(steps=150, images=10, give_up=80, patience=50),
+    reconstruct=ReconstructConfig(steps=150, images=10, size=SizeSchedule(give_up=80, patience=50)),
     preserve=PreserveConfig(images=20),
     transfer=TransferConfig(images=100),
     counterparts=CounterpartConfig(stand_ins=2, steps=60),

@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuralsanitizer.benchmark import grid
 from neuralsanitizer.benchmark.ablations import ABLATIONS
 from neuralsanitizer.benchmark.papers import infected_by_mad, infected_by_transfer
 from neuralsanitizer.benchmark.run import DETECTORS, Bench, read_scores
@@ -20,12 +22,15 @@ from neuralsanitizer.benchmark.score import (
     score_scan,
 )
 from neuralsanitizer.benchmark.tables import failures, markdown, sections
+from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.executors import LocalExecutor
 from neuralsanitizer.execution.progress import NoProgress
 from neuralsanitizer.pipeline import build_detector
 from neuralsanitizer.records import Finding, from_json, to_json
 from neuralsanitizer.storage import RunFolder, write_json
 from quick import TARGET
+from tiny import HASTY
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +256,28 @@ def test_every_detector_that_is_compared_exists():
     for detector in DETECTORS:
         method, _, preset = detector.partition("/")
         assert build_detector(method, preset).preset == preset
+
+
+class Watched(LocalExecutor):
+    """Works here, and notes what it was given."""
+
+    def __init__(self):
+        self.shards = []
+
+    def map(self, job, shards, progress):
+        self.shards += shards
+        return super().map(job, shards, progress)
+
+
+def test_scans_of_a_benchmark_are_worked_on_where_it_says(attacked, clean, unseen, tmp_path, monkeypatch):
+    monkeypatch.setattr(Bench, "_data_of", lambda *_: (clean, clean, unseen))
+    monkeypatch.setattr(Bench, "_model", lambda *_: attacked)
+    monkeypatch.setattr("neuralsanitizer.benchmark.run.detector_named", lambda *_: NeuralSanitizer(HASTY))
+    executor = Watched()
+    bench = Bench(tmp_path, tmp_path, torch.device("cpu"), 0, NoProgress(), executor=executor)
+    scanned = bench.scanned(grid.cases("development")[0], "neural-sanitizer/default", {})
+    assert len(scanned.folder.read().run.verdict.labels) == 10
+    assert executor.shards == [list(range(10))]
 
 
 def test_an_unknown_detector_is_refused_before_any_training(tmp_path):

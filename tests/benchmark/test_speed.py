@@ -53,7 +53,9 @@ def test_a_plain_loop_takes_longer_with_a_way_back(clean, attacked):
 
 @pytest.fixture(scope="module")
 def score(attacked, clean):
-    detector = NeuralSanitizer(replace(QUICK, reconstruct=replace(QUICK.reconstruct, steps=20, give_up=10)))
+    detector = NeuralSanitizer(
+        replace(QUICK, reconstruct=replace(QUICK.reconstruct, steps=20, size=config.SizeSchedule(give_up=10)))
+    )
     return measure_speed("quick", attacked.model, clean, detector, seed=0, progress=NoProgress())
 
 

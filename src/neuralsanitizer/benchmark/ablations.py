@@ -59,12 +59,23 @@ def _distilled(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
     return replace(config, references=replace(config.references, guides=guides, tests=tests))
 
 
-def _smallest(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
-    """A size term for changes of colours; the published ones have none."""
-    if config.colours is None:
+def _any_size(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
+    """Changes of colours without a size term, as published."""
+    return config if config.colours is None else replace(config, colours=replace(config.colours, size=None))
+
+
+def _long_search(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
+    """Labels are searched twice to four times as long before they are let go."""
+    if config.reconstruct.size is None:
         return config
-    size = SizeSchedule(start=3.0, smallest=0.05, largest=300.0)
-    return replace(config, colours=replace(config.colours, size=size))
+    size = replace(config.reconstruct.size, give_up=400, patience=200, least_gain=0.02)
+    return replace(config, reconstruct=replace(config.reconstruct, size=size))
+
+
+def _long_references(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
+    """References that see 2.6 times as many images before they are done."""
+    references = replace(config.references, fresh_batch=100, fresh_cycles=(250, 1000), enough_agreement=0.97)
+    return replace(config, references=references)
 
 
 def _tuned_at(rate: float) -> Callable[[NeuralSanitizerConfig], NeuralSanitizerConfig]:
@@ -112,12 +123,9 @@ ABLATIONS = {
         Ablation(
             "one-look", "no second look at unclear labels", lambda c: replace(c, verdict=replace(c.verdict, restarts=0))
         ),
-        Ablation(
-            "checked-masks",
-            "a mask is kept only if it holds the goal as it is",
-            lambda c: replace(c, reconstruct=replace(c.reconstruct, checked_on=100)),
-        ),
-        Ablation("small-colours", "the smallest change of colours is sought, and its like may be no larger", _smallest),
+        Ablation("colours-of-any-size", "changes of colours without a size term", _any_size),
+        Ablation("long-search", "the reconstruction goes on two to four times as long", _long_search),
+        Ablation("long-references", "references see 2.6 times as many images", _long_references),
         *(
             Ablation(f"tuned-at-{rate:g}", f"references tuned with a learning rate of {rate:g}", _tuned_at(rate))
             for rate in (1e-2, 1e-4, 1e-5)

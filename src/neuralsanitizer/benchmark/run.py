@@ -28,6 +28,7 @@ from neuralsanitizer.data import CleanSet
 from neuralsanitizer.detectors.base import Detector, Evidence
 from neuralsanitizer.detectors.neural_sanitizer import kept_reference
 from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.executors import Executor
 from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.execution.store import FolderStore
 from neuralsanitizer.models import load_model
@@ -74,6 +75,7 @@ class Bench:
         seed: Of scans, repairs and verifications.
         progress: Where to say how far it is.
         through: How far each case is taken: one of :data:`STAGES`.
+        executor: Where the shards of scans are worked on; by default in this process.
     """
 
     data: Path
@@ -82,6 +84,7 @@ class Bench:
     seed: int
     progress: Progress
     through: str = "verify"
+    executor: Executor | None = None
 
     def run(self, cases: Iterable[Case], detectors: Sequence[str]) -> list[Score]:
         """Run what is missing of some cases.
@@ -214,6 +217,7 @@ class Bench:
                 seed=self.seed,
                 output=folder.path,
                 resume=folder.state.exists(),
+                executor=self.executor,
                 progress=self.progress,
             )
         return folder

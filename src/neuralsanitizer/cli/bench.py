@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from neuralsanitizer.benchmark.speed import bench_speed, speed_markdown
 from neuralsanitizer.benchmark.tables import markdown
 from neuralsanitizer.cli import options as o
 from neuralsanitizer.cli.console import guarded, print_json, progress_bar
+from neuralsanitizer.execution.executors import executor_named
 from neuralsanitizer.models import parse_device
 from neuralsanitizer.pipeline import REPAIRS
 from neuralsanitizer.records import to_json
@@ -53,13 +55,15 @@ def run_command(
         str, typer.Option("--through", help=f"How far each case is taken: {', '.join(STAGES)}.")
     ] = "verify",
     train_only: Annotated[bool, typer.Option("--train-only", help="Train the models, scan nothing.")] = False,
+    executor: o.ExecutorOption = "local",
+    workers: o.WorkersOption = None,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
     format_: o.FormatOption = o.Format.TABLE,
 ) -> None:
     """Train, scan, repair, verify and score the models of a split. What was done before is not done again."""
-    with progress_bar() as progress:
-        bench = Bench(data, output, parse_device(device), seed, progress, through)
+    with closing(executor_named(executor, workers=workers)) as where, progress_bar() as progress:
+        bench = Bench(data, output, parse_device(device), seed, progress, through, where)
         scores = bench.run(grid.cases(split, tuple(only or ())), () if train_only else tuple(detector or DETECTORS))
     _show(scores, format_)
 

@@ -135,7 +135,7 @@ class Colours(Family):
 
     def __init__(self, config: NeuralSanitizerConfig, own: ColourConfig) -> None:
         self.constraint, self.own, self.enough = config.reconstruct, own, config.counterparts.enough
-        self.steps = self.steps_of_like = own.steps
+        self.steps, self.steps_of_like = own.steps, own.steps_of_like
         self.stand_ins = own.stand_ins
 
     def reconstruct(

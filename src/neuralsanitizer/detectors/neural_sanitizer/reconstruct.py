@@ -19,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 from neuralsanitizer.config import ReconstructConfig, SizeSchedule
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import LabelSampler, derive_seed
+from neuralsanitizer.detectors.neural_sanitizer.smallest import SizeSearch
 from neuralsanitizer.functional import mask_from_raw, pile_up, stamp, total_variation
 from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.handle import SuspectModel
@@ -172,9 +173,9 @@ def fit(
     """
     sampler = LabelSampler(clean.labels, suspect.labels)
     images, device = clean.images.to(suspect.device), suspect.device
-    turn = torch.Generator().manual_seed(derive_seed(seed, "fit-guides"))
-    turns = torch.randint(max(1, len(guides)), (steps,), generator=turn).tolist()
+    turns = _turns(len(guides), steps, derive_seed(seed, "fit-guides"))
     fitted = start.clone()
+    every = _LOOK_EVERY if smallest is None else smallest.schedule.every
     for i in range(0, len(labels), config.label_batch):
         batch = labels[i : i + config.label_batch]
         generators = [torch.Generator().manual_seed(derive_seed(seed, "fit", label)) for label in batch]
@@ -185,8 +186,9 @@ def fit(
         hits = torch.zeros(len(rows), device=device)
         least = None
         if smallest is not None:
-            shown = images[_check_images(sampler, batch, smallest.checked_on, seed, "fit-check").to(device)]
-            least = _Least(smallest, start[rows], partial(_checked, suspect, smallest, apply, shown, targets, rows))
+            checks = _check_images(sampler, batch, smallest.schedule.checked_on, seed, "fit-check").to(device)
+            check = partial(_checked, suspect, smallest, apply, images[checks], targets, i)
+            least = _Least(smallest, start[rows], check)
         for step in range(steps):
             chosen = images[draws[step, rows - i]]
             changed = apply(chosen, parameters, rows)
@@ -195,7 +197,7 @@ def fit(
             if harm is not None:
                 loss = loss + harm(chosen, changed, rows).sum()
             if least is not None:
-                loss = loss + least.cost(chosen, changed)
+                loss = loss + least.cost(rows - i, chosen, changed)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -204,21 +206,22 @@ def fit(
                 hits += hit.float().mean(dim=1)
             if advance is not None:
                 advance(len(rows))
-            if (step + 1) % _LOOK_EVERY:
+            if (step + 1) % every:
                 continue
+            done = hits >= (math.inf if enough is None else enough * every)
             if least is not None:
-                least.look(hits / _LOOK_EVERY, parameters.detach())
-            done = hits >= (math.inf if enough is None else enough * _LOOK_EVERY)
+                done |= least.look(rows - i, step + 1, hits / every, parameters.detach())
             hits.zero_()
             if bool(done.any()):
-                fitted[rows[done]] = parameters.detach()[done]
+                last = parameters.detach()[done]
+                fitted[rows[done]] = last if least is None else least.kept(rows[done] - i, last)
                 left = ~done
                 rows, hits = rows[left], hits[left]
                 if not len(rows):
                     break
                 parameters, optimiser = _adam(parameters.detach()[left], learning_rate, _moments(optimiser, left))
         if len(rows):
-            fitted[rows] = parameters.detach() if least is None else least.kept(parameters.detach())
+            fitted[rows] = parameters.detach() if least is None else least.kept(rows - i, parameters.detach())
     return fitted
 
 
@@ -229,12 +232,25 @@ def _checked(
     apply: Callable[[Tensor, Tensor, Tensor], Tensor],
     images: Tensor,
     targets: Tensor,
+    first: int,
     rows: Tensor,
     parameters: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Attack success and size of parameters (k, ...) on images (k, m, C, H, W), of ``rows`` of all labels."""
-    changed = apply(images, parameters, rows)
-    return _success(suspect, changed, targets[rows]), smallest.measure(images, changed)
+    """Attack success and size, both (k,), of parameters (k, ...).
+
+    Args:
+        suspect: The model to fool.
+        smallest: What their size is.
+        apply: As of :func:`fit`.
+        images: Of each label of the batch, those that it is checked on, (B, m, C, H, W).
+        targets: All labels.
+        first: The number of the batch's first one among all.
+        rows: Which of the batch the parameters are of, int64 (k,).
+        parameters: As they are.
+    """
+    shown = images[rows]
+    changed = apply(shown, parameters, rows + first)
+    return _success(suspect, changed, targets[rows + first]), smallest.measure(shown, changed)
 
 
 def _success(suspect: SuspectModel, stamped: Tensor, targets: Tensor) -> Tensor:
@@ -251,49 +267,46 @@ class Smallest:
     Attributes:
         measure: Its size, of images before and after, (k,).
         schedule: How much it weighs, and the goal.
-        checked_on: Images on which parameters, as they are, must hold the goal before they are kept.
     """
 
     measure: Callable[[Tensor, Tensor], Tensor]
     schedule: SizeSchedule
-    checked_on: int = 100
 
 
 class _Least:
-    """Of K labels, the parameters of the smallest size that held the goal, and the weight of the size.
+    """Of a batch's labels, the parameters of the smallest size that held the goal.
 
     Args:
         smallest: What is to be small.
-        start: (K, ...): the parameters at the start.
-        check: Of parameters (K, ...): how well they do on the images of the check, and their sizes there, both (K,).
+        start: (B, ...): the parameters at the start.
+        check: Of some of the labels, int64 (k,), and their parameters (k, ...): how well they do on the images of the
+            check, and their sizes there, both (k,).
     """
 
-    def __init__(self, smallest: Smallest, start: Tensor, check: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        self.measure, self.schedule, self.check = smallest.measure, smallest.schedule, check
-        count, device = len(start), start.device
-        self.weight = torch.full((count,), smallest.schedule.start, device=device)
-        self.kept_size = torch.full((count,), torch.inf, device=device)
+    def __init__(
+        self, smallest: Smallest, start: Tensor, check: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        self.measure, self.goal, self.check = smallest.measure, smallest.schedule.goal, check
+        self.search = SizeSearch(len(start), smallest.schedule, start.device)
         self.best = start.clone()
 
-    def cost(self, before: Tensor, after: Tensor) -> Tensor:
-        return (self.weight * self.measure(before, after)).sum()
+    def cost(self, rows: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        return (self.search.weight[rows] * self.measure(before, after)).sum()
 
-    def look(self, success: Tensor, parameters: Tensor) -> None:
-        """Keep what is smaller than ever at the goal, move the weights."""
-        schedule = self.schedule
-        held = success >= schedule.goal
+    def look(self, rows: Tensor, step: int, success: Tensor, parameters: Tensor) -> Tensor:
+        """Keep what is smaller than ever at the goal; which labels are done, bool (k,)."""
+        held, sizes = success >= self.goal, torch.full_like(success, torch.inf)
         if bool(held.any()):
-            checked, sizes = self.check(parameters)
-            held &= checked >= schedule.goal
-            better = held & (sizes < self.kept_size)
-            self.best[better], self.kept_size[better] = parameters[better], sizes[better]
-        moved = torch.where(held, self.weight * schedule.grow, self.weight / schedule.shrink)
-        self.weight = moved.clamp(schedule.smallest, schedule.largest)
+            checked, sizes[held] = self.check(rows[held], parameters[held])
+            held[held.clone()] = checked >= self.goal
+        better = self.search.look(rows, step, held, sizes)
+        self.best[rows[better]] = parameters[better]
+        return self.search.done(rows, step)
 
-    def kept(self, last: Tensor) -> Tensor:
+    def kept(self, rows: Tensor, last: Tensor) -> Tensor:
         """The parameters that were kept; of labels that never held the goal, the last ones."""
-        reached = torch.isfinite(self.kept_size).view(-1, *[1] * (last.ndim - 1))
-        return torch.where(reached, self.best, last)
+        reached = self.search.reached(rows).view(-1, *[1] * (last.ndim - 1))
+        return torch.where(reached, self.best[rows], last)
 
 
 def _adam(
@@ -322,6 +335,12 @@ def _draws(
     """Which images each label is shown in each step: int64 (steps, K, n)."""
     drawn = [sampler.draw(label, steps, images, g) for label, g in zip(labels, generators, strict=True)]
     return torch.stack(drawn, dim=1)
+
+
+def _turns(guides: int, steps: int, seed: int) -> list[int]:
+    """Which of the guides is asked in each step."""
+    generator = torch.Generator().manual_seed(seed)
+    return [int(one) for one in torch.randint(max(1, guides), (steps,), generator=generator)]
 
 
 def _check_images(sampler: LabelSampler, labels: Sequence[int], count: int, seed: int, name: str) -> Tensor:
@@ -375,25 +394,22 @@ class _LabelBatch:
         generators = [torch.Generator().manual_seed(derive_seed(seed, "reconstruct", label)) for label in labels]
         # Everything random is drawn before the loop: nothing in a step waits for the host.
         self.draws = _draws(sampler, labels, generators, config.steps, config.images).to(device)  # (steps, K, n)
-        self.checks = _check_images(sampler, labels, config.checked_on, seed, "reconstruct-check").to(device)
-        turn = torch.Generator().manual_seed(derive_seed(seed, "reconstruct-guides"))
-        self.turns = torch.randint(max(1, len(guides)), (config.steps,), generator=turn).tolist()
+        self.search = SizeSearch(count, config.size, device) if config.size else None
+        checked = config.size.checked_on if config.size else 0
+        self.checks = _check_images(sampler, labels, checked, seed, "reconstruct-check").to(device)
+        self.turns = _turns(len(guides), config.steps, derive_seed(seed, "reconstruct-guides"))
         self.images = clean.images.to(device)
         self.targets = torch.tensor(labels, device=device)
         # Of all K labels:
         self.kept_mask = torch.zeros((count, height, width), device=device)
         self.kept_pattern = torch.zeros((count, channels, height, width), device=device)
-        self.kept_size = torch.full((count,), torch.inf, device=device)
         self.kept_success = torch.zeros(count, device=device)
-        self.last_gain = torch.zeros(count, device=device)  # step at which the mask last shrank in earnest
-        self.gained_size = torch.full((count,), torch.inf, device=device)  # its size then
         # Of the labels that are still at work, ``rows`` of all:
         self.rows = torch.arange(count, device=device)
         self.cell = _cell((height, width), config.mask_cells)
         cells = (-(-height // self.cell), -(-width // self.cell))
         raw = torch.full((count, *cells), config.start, device=device)
         pattern = torch.stack([torch.rand(channels, height, width, generator=g) for g in generators]).to(device)
-        self.weight = torch.full((count,), config.size.start if config.size else 0.0, device=device)
         self.hits = torch.zeros(count, device=device)  # attack success, summed over the steps since the last look
         self.success = torch.zeros(count, device=device)  # its mean at the last look
         self._optimise(raw, pattern)
@@ -435,7 +451,8 @@ class _LabelBatch:
         guide = self.guides[self.turns[step]] if self.guides else None
         loss, hits = _guarded_loss(self.suspect, guide, stamped, self.targets[self.rows], config)
         loss = loss + config.noise_weight * total_variation(mask).sum()
-        loss = loss + (self.weight * mask.sum(dim=(1, 2))).sum()
+        if self.search is not None:
+            loss = loss + (self.search.weight[self.rows] * mask.sum(dim=(1, 2))).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -448,25 +465,13 @@ class _LabelBatch:
     def _look(self, step: int, success: Tensor) -> None:
         """Every few steps: keep what is smaller than ever at the goal, move the size weights, let labels go."""
         self.success = success
-        size = self.config.size
-        if size is None:
+        if self.search is None:
             return
         mask = self._mask()
         sizes = mask.sum(dim=(1, 2))
-        held = success >= size.goal
-        if self.config.checked_on:
-            held = self._hold(held, mask, size.goal)
-        better = held & (sizes < self.kept_size[self.rows])
-        self._keep(better, mask, sizes)
-        gained = self.kept_size[self.rows] < self.gained_size[self.rows] * (1 - self.config.least_gain)
-        self.gained_size[self.rows[gained]] = self.kept_size[self.rows[gained]]
-        self.last_gain[self.rows[gained]] = step
-        moved = torch.where(held, self.weight * size.grow, self.weight / size.shrink)
-        self.weight = moved.clamp(size.smallest, size.largest)
-        reached = torch.isfinite(self.kept_size[self.rows])
-        stalled = reached & (step - self.last_gain[self.rows] >= self.config.patience)
-        hopeless = ~reached & (step >= self.config.give_up)
-        self._let_go(stalled | hopeless)
+        held = self._hold(success >= self.search.schedule.goal, mask, self.search.schedule.goal)
+        self._keep(self.search.look(self.rows, step, held, sizes), mask)
+        self._let_go(self.search.done(self.rows, step))
 
     def _hold(self, which: Tensor, mask: Tensor, goal: float) -> Tensor:
         """Which of some labels' masks and patterns, as they are now, hold the goal on the images of the check."""
@@ -481,10 +486,10 @@ class _LabelBatch:
         held[which] = success >= goal
         return held
 
-    def _keep(self, which: Tensor, mask: Tensor, sizes: Tensor) -> None:
+    def _keep(self, which: Tensor, mask: Tensor) -> None:
         rows = self.rows[which]
         self.kept_mask[rows], self.kept_pattern[rows] = mask[which], self.pattern[which]
-        self.kept_size[rows], self.kept_success[rows] = sizes[which], self.success[which]
+        self.kept_success[rows] = self.success[which]
 
     def _let_go(self, done: Tensor) -> None:
         """Take labels out of the batch."""
@@ -493,23 +498,24 @@ class _LabelBatch:
         self._keep_last(done)
         left = ~done
         moments = _moments(self.optimiser, left)
-        self.rows, self.weight = self.rows[left], self.weight[left]
-        self.hits, self.success = self.hits[left], self.success[left]
+        self.rows, self.hits, self.success = self.rows[left], self.hits[left], self.success[left]
         self._optimise(self.raw.detach()[left], self.pattern.detach()[left], moments)
 
     @torch.no_grad()
     def _keep_last(self, which: Tensor) -> None:
         """Of labels that never held the goal, keep what they have now."""
-        which = which & torch.isinf(self.kept_size[self.rows])
-        rows = self.rows[which]
-        self.kept_mask[rows] = self._mask()[which]
-        self.kept_pattern[rows], self.kept_success[rows] = self.pattern[which], self.success[which]
+        self._keep(which & ~self._reached(self.rows), self._mask())
+
+    def _reached(self, rows: Tensor) -> Tensor:
+        """Which of the labels ``rows`` (k,) ever held the goal, bool (k,); without a size term, there is none."""
+        return torch.zeros_like(rows, dtype=torch.bool) if self.search is None else self.search.reached(rows)
 
     def _results(self) -> list[Reconstruction]:
+        reached = self._reached(torch.arange(len(self.labels), device=self.targets.device))
         return [
             Reconstruction(
                 Trigger(label, self.kept_mask[i].cpu().numpy(), self.kept_pattern[i].cpu().numpy()),
-                bool(torch.isfinite(self.kept_size[i])),
+                bool(reached[i]),
                 float(self.kept_success[i]),
             )
             for i, label in enumerate(self.labels)

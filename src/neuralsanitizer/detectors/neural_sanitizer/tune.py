@@ -183,7 +183,7 @@ def _everything_that_matters(job: _Job) -> str:
     student, config, digest = job.student, job.config, hashlib.sha256()
     with torch.no_grad():
         says = student(job.clean.images[:_IMAGES_TO_TELL_CODE].to(student.device))
-    schedule = (config.batch, config.fresh_cycles, config.fresh_learning_rate, config.enough_agreement)
+    schedule = (config.fresh_batch, config.fresh_cycles, config.fresh_learning_rate, config.enough_agreement)
     facts = (student.module, student.preprocessing, student.output, schedule, config.largest_shift)
     machine = (torch.__version__, student.device.type, fast_dtype(student.device))
     digest.update(repr((facts, machine)).encode())
@@ -234,7 +234,7 @@ def _fit_cycles(
     student, config, generator = job.student, job.config, job.generator
     images, labels = job.clean.images.to(student.device), job.clean.labels.to(student.device)
     one_hot = torch.eye(student.labels, device=student.device)
-    batches = shuffled_batches(images, labels, config.batch, generator)
+    batches = shuffled_batches(images, labels, config.fresh_batch, generator)
 
     def sample() -> tuple[Tensor, Tensor]:
         chosen, true_labels = batches()

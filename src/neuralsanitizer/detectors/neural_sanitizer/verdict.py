@@ -57,8 +57,8 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
     findings = []
     smallest = _smallest_of_strong(evidence, config.verdict)
     for place, one in enumerate(evidence):
-        certain = _certain(one, height * width, smallest, config.verdict)
         rest = (*evidence[:place], *evidence[place + 1 :])
+        certain = _certain(one, rest, height * width, smallest, config.verdict)
         others = [_excess(e, one.trigger.family) for e in rest if SCREENED not in e.metrics]
         usual = min(certain, _usual(others, config.verdict))
         finding, reason = _judge_label(one, usual, suspect.labels, height * width, config)
@@ -156,10 +156,12 @@ def _smallest_of_strong(evidence: Sequence[Evidence], config: VerdictConfig) -> 
     return min(sizes, default=0.0)
 
 
-def _certain(one: Evidence, pixels: int, smallest: float, config: VerdictConfig) -> float:
+def _certain(one: Evidence, rest: Sequence[Evidence], pixels: int, smallest: float, config: VerdictConfig) -> float:
     """The excess from which on a label is infected, whatever the others have."""
     if not _is_patch(one):
         return config.certain_excess
+    if config.rides_along * one.trigger.size <= min((e.trigger.size for e in rest if _is_patch(e)), default=0.0):
+        return config.certain_excess_of_first
     if one.trigger.size <= config.small_mask * pixels:
         return config.certain_excess_of_small
     return math.inf if one.trigger.size > config.rides_along * smallest > 0 else config.certain_excess
