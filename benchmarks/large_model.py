@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from neuralsanitizer.cli.console import progress_bar
 from neuralsanitizer.config import NeuralSanitizerConfig, neural_sanitizer_config
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.models import architectures
-from neuralsanitizer.provenance import environment
+from neuralsanitizer.provenance import environment, peak_memory_mb
 from neuralsanitizer.records import to_json
 
 
@@ -40,7 +39,7 @@ def main() -> None:
 
     usual = neural_sanitizer_config("default")
     suspect, clean = random_network(args.arch, args.labels, args.size)
-    before = peak_mb()
+    before = peak_memory_mb()
     started = time.perf_counter()
     with progress_bar() as progress:
         saved = scan(
@@ -65,7 +64,7 @@ def main() -> None:
         "timings": clock,
         "seconds": time.perf_counter() - started,
         "peak_mb_before": before,
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_memory_mb(),
         "hours_for_all": {
             "references": training / 3600,
             "short look": short / 3600,
@@ -94,11 +93,6 @@ def cheap(usual: NeuralSanitizerConfig, steps: int) -> NeuralSanitizerConfig:
     self_check = replace(usual.self_check, least_gain_over_chance=-100.0, least_images_per_label=0)
     screen = usual.screen and replace(usual.screen, least_labels=1)
     return replace(usual, preset="cost", references=references, self_check=self_check, screen=screen)
-
-
-def peak_mb() -> float:
-    """The largest resident set so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from neuralsanitizer.functional.precision import fast_dtype
 from neuralsanitizer.records import DataRecord, EnvironmentRecord, ModelRecord, to_json
 
-__all__ = ["environment", "now", "resume_key", "tool_version"]
+__all__ = ["environment", "now", "peak_memory_mb", "resume_key", "tool_version"]
 
 
 def tool_version() -> str:
@@ -49,6 +50,16 @@ def environment(device: torch.device) -> EnvironmentRecord:
         dtype=str(fast_dtype(device)).removeprefix("torch."),
         load_average=load,
     )
+
+
+def peak_memory_mb() -> float | None:
+    """The largest resident set of this process so far, in megabytes; ``None`` where the system does not tell."""
+    try:
+        import resource  # noqa: PLC0415 - Unix alone has it
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
 
 
 def resume_key(model: ModelRecord, data: DataRecord, settings: dict[str, Any], method: str, seed: int) -> str:

@@ -20,6 +20,7 @@ from neuralsanitizer.benchmark.score import (
     rates,
     score_repair,
     score_scan,
+    settings_digest,
 )
 from neuralsanitizer.benchmark.tables import failures, markdown, sections
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
@@ -116,7 +117,7 @@ def test_tables_are_markdown_made_of_scores_alone(score):
     wrong = replace(score, case="b-model", found=(1, TARGET), repair=REPAIR, attack_success=(0.9, 0.8))
     told = markdown([score, wrong]).split("\n\n")
     tables = dict(zip((title.removeprefix("## ") for title in told[::2]), told[1::2], strict=True))
-    assert list(tables) == ["Rates", "Groups", "Failures", "Models", "Repairs"]
+    assert list(tables) == ["Settings", "Rates", "Groups", "Failures", "Models", "Repairs"]
     overall, detection, repairs = tables["Rates"], tables["Models"], tables["Repairs"]
     for table in tables.values():
         parsed = rows(table)
@@ -278,6 +279,18 @@ def test_scans_of_a_benchmark_are_worked_on_where_it_says(attacked, clean, unsee
     scanned = bench.scanned(grid.cases("development")[0], "neural-sanitizer/default", {})
     assert len(scanned.folder.read().run.verdict.labels) == 10
     assert executor.shards == [list(range(10))]
+
+
+def test_scores_of_earlier_settings_are_told_from_those_of_the_present(score):
+    present = settings_digest(to_json(build_detector("neural-sanitizer").settings))
+    now = replace(score, preset="default", settings=present)
+    before, gone = replace(now, case="b-model", settings=""), replace(now, preset="of-old")
+    told = {row[0]: row[1:] for row in rows(sections([now, before, gone])["settings"])[2:]}
+    assert told["neural-sanitizer default"] == ["1", "1"]
+    assert told["neural-sanitizer of-old"] == ["0", "1"]
+    settings = to_json(build_detector("neural-sanitizer").settings)
+    assert settings_digest({**settings, "preset": "by any name"}) == present
+    assert settings_digest({**settings, "colours": None}) != present
 
 
 def test_an_unknown_detector_is_refused_before_any_training(tmp_path):

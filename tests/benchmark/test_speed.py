@@ -61,7 +61,7 @@ def score(attacked, clean):
 
 def test_all_work_of_a_scan_is_counted_by_stage(score):
     references = score.stages["references"].images
-    assert references["train"] == 3 * 120 * QUICK.references.batch
+    assert references["train"] == 3 * 120 * QUICK.references.fresh_batch
     assert references["look"] > 0
     reconstructed = score.stages["reconstruct"].images
     assert reconstructed["search"] % (2 * QUICK.reconstruct.images) == 0  # the suspect and a guide
@@ -77,6 +77,8 @@ def test_the_table_has_every_stage(score):
     for stage in score.stages:
         assert f"| {stage} |" in page
     assert "| **total** |" in page
+    assert score.peak_mb > 100  # torch alone needs more
+    assert f"Memory at most: {score.peak_mb:,.0f} MB." in page
 
 
 def test_the_straightforward_way_finds_a_planted_patch(attacked, clean, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from neuralsanitizer.attacks.base import AttackResult
 from neuralsanitizer.data import CleanSet
@@ -21,6 +24,7 @@ __all__ = [
     "score_reference",
     "score_repair",
     "score_scan",
+    "settings_digest",
 ]
 
 
@@ -93,6 +97,7 @@ class Score:
         repair: What the repair did, if something was found.
         transfer: Attack success of each label's trigger on every test reference, [0, 1].
         references: What became of the backdoor in each reference.
+        settings: Of the scan, as :func:`settings_digest` has them; empty in scores of before it was kept.
     """
 
     case: str
@@ -117,6 +122,7 @@ class Score:
     repair: RepairScore | None = None
     transfer: tuple[tuple[float, ...], ...] = ()
     references: tuple[ReferenceScore, ...] = ()
+    settings: str = ""
 
     @property
     def unjudged(self) -> bool:
@@ -215,7 +221,14 @@ def score_scan(
         repair=repair,
         transfer=tuple(tuple(round(rate, 4) for rate in f.transfer) for f in labels),
         references=references,
+        settings=settings_digest(run.settings),
     )
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Which settings a scan was made with, in twelve hexadecimal digits; the preset's name does not count."""
+    named = {name: value for name, value in settings.items() if name != "preset"}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def score_reference(

@@ -33,7 +33,7 @@ from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models import SuspectModel
-from neuralsanitizer.provenance import environment
+from neuralsanitizer.provenance import environment, peak_memory_mb
 from neuralsanitizer.records import EnvironmentRecord, Finding, from_json, to_json
 from neuralsanitizer.storage import write_json
 
@@ -105,6 +105,8 @@ class SpeedScore:
         finding: The verdict.
         infected: Labels found infected.
         others: By name.
+        peak_mb: The process's largest resident set when the scan had ended, in megabytes, data and libraries included;
+            ``None`` where the system does not tell.
     """
 
     case: str
@@ -120,6 +122,7 @@ class SpeedScore:
     finding: Finding
     infected: tuple[int, ...]
     others: dict[str, Lap] = field(default_factory=dict)
+    peak_mb: float | None = None
 
 
 @contextmanager
@@ -275,6 +278,7 @@ def measure_speed(
     before = os.getloadavg()[0]
     with count_images(type(suspect.module)) as counts:
         found = detector.scan(suspect, clean, seed=seed, progress=progress)
+    peak = peak_memory_mb()
     progress.start("plain loops", 1)
     each = floors(suspect, clean)
     timings = {name: seconds for name, seconds in found.timings.items() if name != "total"}
@@ -296,6 +300,7 @@ def measure_speed(
         floor=sum(stage.floor for stage in stages.values()),
         finding=found.verdict.finding,
         infected=found.verdict.infected_labels,
+        peak_mb=peak,
     )
 
 
@@ -326,6 +331,8 @@ def speed_markdown(score: SpeedScore) -> str:
     page = f"{score.case}, {score.detector}: {score.finding.value}, labels {_labels(score.infected)}\n\n"
     page += markdown_table(head, [*stages, total])
     page += f"\n\nLoad average {score.load_before:.1f} before, {score.load_after:.1f} after; {score.threads} threads."
+    if score.peak_mb is not None:
+        page += f" Memory at most: {score.peak_mb:,.0f} MB."
     if score.others:
         rows = [
             (name, f"{lap.seconds:.1f}", _ratio(lap.seconds, score.total), _labels(lap.infected))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from neuralsanitizer.benchmark.ablations import ABLATIONS
+from neuralsanitizer.benchmark.ablations import ABLATIONS, detector_named
 from neuralsanitizer.benchmark.papers import fewer_references, survival, thresholds
-from neuralsanitizer.benchmark.score import Rate, Score, rates
+from neuralsanitizer.benchmark.score import Rate, Score, rates, settings_digest
+from neuralsanitizer.errors import UsageError
+from neuralsanitizer.records import to_json
 
 __all__ = ["failures", "in_percent", "markdown", "markdown_table", "sections", "with_interval"]
 
@@ -31,6 +33,7 @@ def sections(scores: Sequence[Score]) -> dict[str, str]:
     main = [s for s in first if not _is_ablation(s)]
     paper = [s for s in main if s.transfer and (s.method, s.preset) == ("neural-sanitizer", "paper")]
     return {
+        "settings": _settings([*main, *attacks]),
         "rates": _summary(main, _detector, "detector"),
         "rates of the same models": _summary(_of_all_detectors(main), _detector, "detector"),
         "groups": _summary(main, lambda s: f"{_detector(s)}: {s.group}", "detector: group"),
@@ -93,6 +96,24 @@ def _span(values: Sequence[float]) -> str:
         return "-"
     low, high = f"{min(values):.1%}", f"{max(values):.1%}"
     return low if low == high else f"{low} to {high}"
+
+
+def _settings(scores: Sequence[Score]) -> str:
+    """How many scores were made with the settings that the detectors have now."""
+    head = ("detector", "models scanned with the present settings", "with those of an earlier version")
+    rows = []
+    for name, method in dict.fromkeys((_detector(s), f"{s.method}/{s.preset}") for s in scores):
+        of, present = [s.settings for s in scores if _detector(s) == name], _present_settings(method)
+        rows.append((name, str(of.count(present)), str(len(of) - of.count(present))))
+    return markdown_table(head, rows)
+
+
+def _present_settings(detector: str) -> str:
+    """The digest of the settings that ``METHOD/PRESET`` has now; of one that is gone, no score's."""
+    try:
+        return settings_digest(to_json(detector_named(detector).settings))
+    except UsageError:
+        return "gone"
 
 
 def failures(scores: Sequence[Score]) -> str:
