@@ -110,7 +110,10 @@ def test_what_stands_beside_is_timed_and_a_file_without_it_is_told(attacked, cle
         bench_speed(bench, case, "neural-sanitizer/quick", (f"{tmp_path / 'own.py'}:verdict",))
     with pytest.raises(UsageError, match="no Python file"):
         bench_speed(bench, case, "neural-sanitizer/quick", (f"{tmp_path / 'none.py'}:scan",))
-    score = bench_speed(bench, case, "neural-sanitizer/quick", (f"{tmp_path / 'own.py'}:scan",))
-    (lap,) = score.others.values()
-    assert lap.infected == (9,)
+    with pytest.raises(UsageError, match="unknown executor 'cluster'"):
+        bench_speed(bench, case, "neural-sanitizer/quick", ("neural-sanitizer/quick@cluster",))
+    own, elsewhere = f"{tmp_path / 'own.py'}:scan", "neural-sanitizer/quick@processes"
+    score = bench_speed(bench, case, "neural-sanitizer/quick", (own, elsewhere))
+    assert score.others[own].infected == (9,)
+    assert score.others[elsewhere].infected == score.infected == (TARGET,)
     assert (tmp_path / "speed" / f"{case.name}--neural-sanitizer-quick.json").is_file()

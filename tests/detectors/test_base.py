@@ -1,13 +1,17 @@
 """What every detector does before and after its own work."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from neuralsanitizer.config import SelfCheckConfig
 from neuralsanitizer.data import CleanSet
-from neuralsanitizer.detectors.base import SCREENED, CannotJudgeError, Detector, Evidence, model_verdict
+from neuralsanitizer.detectors.base import SCREENED, CannotJudgeError, Detector, Evidence, _shards, model_verdict
 from neuralsanitizer.errors import DataError, ModelError, UsageError
 from neuralsanitizer.execution.progress import NoProgress
 from neuralsanitizer.execution.store import MemoryStore, Part
@@ -88,6 +92,17 @@ def test_all_labels_are_examined_in_shards_unless_some_are_named():
     assert detector.examined == [[3, 8]]
     assert sorted(scan.triggers) == [3, 8]
     assert scan.timings["total"] > 0
+
+
+@given(st.integers(0, 300), st.integers(1, 20), st.integers(1, 9))
+def test_shards_hold_every_label_once_and_give_every_worker_as_much(count, largest, workers):
+    shards = _shards(range(count), largest, workers)
+    assert [label for shard in shards for label in shard] == list(range(count))
+    assert max(map(len, shards), default=0) <= largest
+    if count and workers > 1:
+        rounds = math.ceil(count / (largest * workers))
+        assert len(shards) <= rounds * workers  # nobody waits for one shard too many
+        assert max(map(len, shards)) == math.ceil(count / (rounds * workers))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.util import module_from_spec, spec_from_file_location
@@ -30,6 +30,7 @@ from neuralsanitizer.benchmark.tables import markdown_table
 from neuralsanitizer.data import CleanSet
 from neuralsanitizer.detectors.base import STAGE, Detector
 from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.executors import EXECUTORS, executor_named
 from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models import SuspectModel
@@ -214,8 +215,8 @@ def bench_speed(bench: Bench, case: Case, detector: str, beside: Sequence[str] =
         bench: Where models and data are; the score goes to ``speed/``.
         case: The case; its model is trained if it was not yet.
         detector: ``METHOD/PRESET``.
-        beside: Other detectors by name; or ``FILE.py:FUNCTION``, code of your own that is run: it is given the network,
-            images, labels and the number of labels, and returns the infected labels.
+        beside: Other detectors by name, with ``@EXECUTOR`` on that; or ``FILE.py:FUNCTION``, code of your own that is
+            run: it is given the network, images, labels and the number of labels, and returns the infected labels.
 
     Raises:
         DataError: A data set is missing.
@@ -228,9 +229,9 @@ def bench_speed(bench: Bench, case: Case, detector: str, beside: Sequence[str] =
     for name, other in others.items():
         progress.note(f"beside: {name}")
         lap = (
-            timed_scan(suspect, clean, other, bench.seed, progress)
-            if isinstance(other, Detector)
-            else _timed_call(other, suspect, clean)
+            _timed_call(other, suspect, clean)
+            if callable(other)
+            else timed_scan(suspect, clean, other.detector, bench.seed, progress, other.executor)
         )
         score = replace(score, others={**score.others, name: lap})
     write_json(bench.output / "speed" / f"{case.name}--{detector.replace('/', '-')}.json", to_json(score))
@@ -240,10 +241,21 @@ def bench_speed(bench: Bench, case: Case, detector: str, beside: Sequence[str] =
 _Function = Callable[[nn.Module, Tensor, Tensor, int], Sequence[int]]
 
 
-def _other(name: str) -> Detector | _Function:
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """A detector, and where its shards are worked on."""
+
+    detector: Detector
+    executor: str
+
+
+def _other(name: str) -> _Way | _Function:
     path, colon, function = name.rpartition(":")
     if not (colon and path.endswith(".py")):
-        return detector_named(name)
+        detector, _, executor = name.partition("@")
+        if executor and executor not in EXECUTORS:
+            raise UsageError(f"unknown executor {executor!r} in {name}: choose one of {', '.join(EXECUTORS)}")
+        return _Way(detector_named(detector), executor or "local")
     spec = spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise UsageError(f"{path} is no Python file")
@@ -358,8 +370,11 @@ def read_speed(folder: Path) -> dict[str, SpeedScore]:
     }
 
 
-def timed_scan(suspect: SuspectModel, clean: CleanSet, detector: Detector, seed: int, progress: Progress) -> Lap:
+def timed_scan(
+    suspect: SuspectModel, clean: CleanSet, detector: Detector, seed: int, progress: Progress, executor: str = "local"
+) -> Lap:
     """A scan's time and finding alone."""
     started = time.perf_counter()
-    found = detector.scan(suspect, clean, seed=seed, progress=progress)
+    with closing(executor_named(executor)) as where:
+        found = detector.scan(suspect, clean, seed=seed, progress=progress, executor=where)
     return Lap(time.perf_counter() - started, found.verdict.infected_labels)

@@ -126,7 +126,9 @@ def speed_command(
     ),
     beside: Annotated[
         list[str] | None,
-        typer.Option("--beside", help="METHOD/PRESET to time in the same run; or FILE.py:FUNCTION. Repeatable."),
+        typer.Option(
+            "--beside", help="METHOD/PRESET[@EXECUTOR] to time in the same run, or FILE.py:FUNCTION. Repeat it."
+        ),
     ] = None,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",

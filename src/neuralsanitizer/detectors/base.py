@@ -352,8 +352,7 @@ class Detector(ABC):
         missing = [label for label in labels if label not in found]
         if missing and found:
             context.progress.note(f"{len(found)} of {len(labels)} labels were examined before the interruption")
-        size = self.shard_size()
-        shards = [missing[i : i + size] for i in range(0, len(missing), size)]
+        shards = _shards(missing, self.shard_size(), context.executor.workers)
         for shard, made in worked_on(context, make, shards, f"examine {len(missing)} labels"):
             for evidence in _lost(shard, context.suspect) if isinstance(made, Lost) else made:
                 found[evidence.trigger.label] = evidence
@@ -373,6 +372,15 @@ class Detector(ABC):
             return verdict
         findings = tuple(_thin(f, int(counts[f.label]), least) if f.label in thin else f for f in verdict.labels)
         return model_verdict(findings, verdict.assumptions, self.name)
+
+
+def _shards(labels: Sequence[int], largest: int, workers: int) -> list[Sequence[int]]:
+    """Labels in shards of at most ``largest``; for several workers, as many for each, and about as large."""
+    size = largest
+    if workers > 1 and labels:
+        rounds = -(-len(labels) // (largest * workers))
+        size = -(-len(labels) // (rounds * workers))
+    return [labels[i : i + size] for i in range(0, len(labels), size)]
 
 
 def _examined(context: Context, labels: Sequence[int], detector: Detector, prepared: Any) -> list[Evidence]:  # noqa: ANN401

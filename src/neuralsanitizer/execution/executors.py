@@ -56,6 +56,8 @@ class Executor(ABC):
     """As on the command line."""
     in_process: ClassVar[bool] = False
     """Whether jobs may speak to the caller's own objects: then they tell their progress themselves."""
+    workers: int = 1
+    """How many shards are worked on at once."""
 
     @abstractmethod
     def map(self, job: Callable[[S], R], shards: Sequence[S], progress: Progress) -> Iterator[tuple[S, R | Lost]]:
