@@ -89,7 +89,7 @@ _IMAGES = 2000
 
 def cheap(usual: NeuralSanitizerConfig, steps: int) -> NeuralSanitizerConfig:
     """The default preset, with references of a few steps, and nothing that a random network would fail at."""
-    references = replace(usual.references, fresh_cycles=(steps,), attempts=1, least_agreement=0.0)
+    references = replace(usual.references, fresh_cycles=(steps,), attempts=1, least_accuracy=0.0)
     self_check = replace(usual.self_check, least_gain_over_chance=-100.0, least_images_per_label=0)
     screen = usual.screen and replace(usual.screen, least_labels=1)
     return replace(usual, preset="cost", references=references, self_check=self_check, screen=screen)

@@ -13,7 +13,7 @@ TINY = replace(
         guides=QUICK.references.guides[:1],
         fresh_cycles=(30,),
         attempts=1,
-        least_agreement=0.0,
+        least_accuracy=0.0,
     ),
     reconstruct=replace(QUICK.reconstruct, steps=20),
 )

@@ -163,8 +163,10 @@ class ReferenceConfig:
     """How often a reference that came out unusable is made, each time from other weights."""
     least_agreement: float = 0.7
     """A reference that agrees with the suspect on fewer held-out images constrains too little and is not used: one of
-    three distilled GTSRB references once collapsed to a constant (measured). One from scratch, which does not learn
-    from the suspect, has to name rightly at least this share of the number that the suspect does."""
+    three distilled GTSRB references once collapsed to a constant (measured)."""
+    least_accuracy: float = 0.6
+    """One from scratch, which does not learn from the suspect, has to name rightly at least this share of the number
+    that the suspect does. Measured on 1,307 labels with eight images each: 0.69 of it, whatever the schedule."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def make_reference(
     agreement = float((predicted == named).float().mean())
     accuracy = float((predicted == held_out.labels).float().mean())
     if plan.kind == "scratch":
-        least = config.least_agreement * float((named == held_out.labels).float().mean())
+        least = config.least_accuracy * float((named == held_out.labels).float().mean())
         usable, doubt = accuracy >= least, f"names only {accuracy:.0%} of clean images rightly"
     else:
         usable = agreement >= config.least_agreement
