@@ -231,7 +231,8 @@ class ReconstructConfig:
     size: SizeSchedule | None = field(default_factory=SizeSchedule)
     """``None``: no size term (NS)."""
     label_batch: int = 16
-    """Labels that share a forward pass; memory only, the result does not depend on it."""
+    """Labels that share a forward pass, at most; fewer where their images would fill the memory. The result does not
+    depend on it."""
 
 
 @dataclass(frozen=True)
@@ -467,7 +468,7 @@ class NeuralCleanseConfig:
     test_images: int = 200
     """Held-out images that the attack success is measured on."""
     label_batch: int = 16
-    """Labels that share a forward pass; memory only."""
+    """Labels that share a forward pass, at most; fewer where their images would fill the memory."""
     restarts: int = 1
     """Searches a label, each from another start. With several a label's index is their median, and a label is left
     open whose threshold lies between its lowest index and its highest."""

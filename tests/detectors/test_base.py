@@ -47,7 +47,7 @@ class Claims(Detector):
     def __init__(self, *infected, refuses=""):
         self.infected, self.refuses, self.examined = infected, refuses, []
 
-    def shard_size(self):
+    def shard_size(self, _suspect):
         return 3
 
     def prepare(self, context):

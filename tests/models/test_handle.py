@@ -1,18 +1,22 @@
 """The handle around a model."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from neuralsanitizer.benchmark.speed import count_images
 from neuralsanitizer.config import UnlearnConfig
+from neuralsanitizer.detectors.neural_cleanse import NeuralCleanse
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.mitigation.unlearn import Unlearn
+from neuralsanitizer.models import handle
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.pipeline import scan
-from quick import TARGET
-from tiny import TINY
+from quick import QUICK_CLEANSE, TARGET
+from tiny import HASTY, TINY
 
 
 class Flattening(nn.Module):
@@ -60,3 +64,48 @@ def test_networks_that_view_are_scanned_and_repaired(attacked, clean):
     assert [finding.label for finding in saved.run.verdict.labels] == [TARGET]
     repaired = model.with_module(Unlearn(UnlearnConfig(steps=5)).remove(model, attacked.triggers, few, seed=0).module)
     assert repaired.accuracy(few.images, few.labels) > 0.5
+
+
+class Shown(nn.Module):
+    """Keeps of each image what its ReLU gives, and notes how many images it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        convolution = nn.Conv2d(1, 8, 3, padding=1)
+        self.layers, self.shown = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)), []
+
+    def forward(self, images):
+        self.shown.append(len(images))
+        return self.layers(images)
+
+
+def test_no_more_images_are_shown_at_once_than_fit_into_the_memory(monkeypatch):
+    torch.manual_seed(0)
+    model = SuspectModel(Shown(), (1, 8, 8), 4)
+    images = torch.rand(50, 1, 8, 8)
+    whole = model.logits_of(images)
+    assert model.module.shown[-1] == 50
+    kept = 8 * 64 * 4  # of the ReLU: eight channels of 64 float32; the input adds 64
+    assert kept <= model.bytes_an_image <= 2 * kept
+    monkeypatch.setattr(handle, "_MOST_BYTES", 7 * model.bytes_an_image)
+    torch.testing.assert_close(model.logits_of(images), whole)
+    assert model.module.shown[-8:] == [7] * 7 + [1]
+    assert model.images_at_once(3) == 3
+    monkeypatch.setattr(handle, "_MOST_BYTES", 1)
+    assert model.with_module(Shown()).images_at_once(500) == 1
+
+
+@pytest.mark.parametrize("method", ["neural-sanitizer", "neural-cleanse"])
+def test_labels_are_searched_for_in_turns_where_memory_is_short(attacked, clean, monkeypatch, method):
+    config = HASTY if method == "neural-sanitizer" else replace(QUICK_CLEANSE, checks=2)
+    detector = {"neural-sanitizer": NeuralSanitizer, "neural-cleanse": NeuralCleanse}[method](config)
+    few, sizes, found = clean.subset(torch.arange(200)), [], []
+    model = attacked.model.with_module(copy.deepcopy(attacked.model.module))
+    for memory in (handle._MOST_BYTES, 1):
+        monkeypatch.setattr(handle, "_MOST_BYTES", memory)
+        with count_images(type(model.module)) as counts:
+            scanned = detector.scan(model, few, labels=[1, 2, 3])
+        found.append([f.mask_size for f in scanned.verdict.labels])
+        sizes.append(sum(count["search"] for count in counts.values()))
+    assert sizes[0] == sizes[1] > 0  # the same work, in other portions
+    assert found[0] == pytest.approx(found[1], rel=0.02)

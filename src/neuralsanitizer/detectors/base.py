@@ -269,8 +269,8 @@ class Detector(ABC):
         """Decide, from the evidence on all labels."""
 
     @abstractmethod
-    def shard_size(self) -> int:
-        """How many labels are examined at once."""
+    def shard_size(self, suspect: SuspectModel) -> int:
+        """How many labels of a model are examined at once."""
 
     def scan(
         self,
@@ -352,7 +352,7 @@ class Detector(ABC):
         missing = [label for label in labels if label not in found]
         if missing and found:
             context.progress.note(f"{len(found)} of {len(labels)} labels were examined before the interruption")
-        shards = _shards(missing, self.shard_size(), context.executor.workers)
+        shards = _shards(missing, self.shard_size(context.suspect), context.executor.workers)
         for shard, made in worked_on(context, make, shards, f"examine {len(missing)} labels"):
             for evidence in _lost(shard, context.suspect) if isinstance(made, Lost) else made:
                 found[evidence.trigger.label] = evidence

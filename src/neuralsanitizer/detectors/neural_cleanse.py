@@ -62,9 +62,9 @@ class NeuralCleanse(Detector):
         """When to refuse to judge."""
         return self.config.self_check
 
-    def shard_size(self) -> int:
-        """Labels that share a forward pass."""
-        return self.config.label_batch
+    def shard_size(self, suspect: SuspectModel) -> int:
+        """Labels that share a forward pass: fewer, where their images would fill the memory."""
+        return max(1, suspect.images_at_once(self.config.label_batch * self.config.images) // self.config.images)
 
     def prepare(self, context: Context) -> tuple[None, tuple[ReferenceRecord, ...]]:
         """Nothing: Neural Cleanse needs no references."""

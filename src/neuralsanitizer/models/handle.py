@@ -15,6 +15,8 @@ from neuralsanitizer.records import ModelRecord
 
 __all__ = ["Preprocessing", "SuspectModel"]
 
+_MOST_BYTES = 2**30  # what a scan may take on a machine of four gigabytes that does other things too (chosen)
+
 _SMALLEST_PROBABILITY = 1e-12  # below float32's resolution next to 1: keeps the logarithm finite, changes no ranking
 
 
@@ -85,6 +87,7 @@ class SuspectModel:
             group one layer. Empty: traced when needed (:func:`neuralsanitizer.models.layers.trace_layers`).
         memory_format: Of weights and inputs. ``None``: channels last where the network's code can do with it, which is
             tried on two black images (much hand-written code flattens with ``view``, which cannot).
+        bytes_an_image: What the network keeps of one image for the gradient to it; 0: not measured yet.
     """
 
     module: nn.Module
@@ -100,6 +103,7 @@ class SuspectModel:
     notes: tuple[str, ...] = ()
     layer_names: tuple[tuple[str, ...], ...] = ()
     memory_format: torch.memory_format | None = None
+    bytes_an_image: int = 0
 
     def __post_init__(self) -> None:
         self.preprocessing = self.preprocessing.for_channels(self.input_shape[0])
@@ -152,10 +156,46 @@ class SuspectModel:
         """The same handle around another network of the same shape (a reference, a repaired model)."""
         return replace(self, module=module, sha256="", notes=())
 
+    def images_at_once(self, most: int) -> int:
+        """How many images, at most, the network is shown at once: what it keeps of them has to fit into some memory.
+
+        That is a gibibyte on a CPU, and a quarter of a GPU's.
+
+        Args:
+            most: No more than these, however little it keeps.
+
+        Returns:
+            At least 1.
+        """
+        self.bytes_an_image = self.bytes_an_image or self._measure_bytes()
+        gpu = self.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(self.device).total_memory // 4 if gpu else _MOST_BYTES
+        return max(1, min(most, memory // self.bytes_an_image))
+
+    def _measure_bytes(self) -> int:
+        """Bytes that a forward pass keeps for the backward pass, an image."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
+        black = torch.zeros(2, *self.input_shape, device=self.device, requires_grad=True)
+        with (
+            torch.enable_grad(),
+            bounded("the network's answer to two images"),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            outputs = self.module(self.normalise(black))
+        del outputs  # until here the tensors live, and no two of them share an address
+        size = sum(count for address, count in kept.items() if address not in own)
+        return max(size // len(black), black[0].nbytes)
+
     @torch.no_grad()
     def logits_of(self, images: Tensor, batch: int = 500) -> Tensor:
-        """Logits (N, labels) of many images, in batches, without gradients."""
-        return torch.cat([self(part.to(self.device)) for part in images.split(batch)])
+        """Logits (N, labels) of many images, in batches of at most so many, without gradients."""
+        return torch.cat([self(part.to(self.device)) for part in images.split(self.images_at_once(batch))])
 
     def predict(self, images: Tensor, batch: int = 500) -> Tensor:
         """Most likely label (N,), int64, of many images."""

@@ -91,8 +91,8 @@ class NeuralSanitizer(Detector):
         """When to refuse to judge."""
         return self.config.self_check
 
-    def shard_size(self) -> int:
-        """Labels that share a forward pass."""
+    def shard_size(self, suspect: SuspectModel) -> int:  # noqa: ARG002 - each stage asks it by itself
+        """Labels that share a forward pass, if there is memory for so many."""
         return self.config.reconstruct.label_batch
 
     def prepare(self, context: Context) -> tuple[References, tuple[ReferenceRecord, ...]]:

@@ -8,7 +8,7 @@ nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -68,8 +68,7 @@ def reconstruct(
         One reconstruction a label, in the order of ``labels``.
     """
     found: list[Reconstruction] = []
-    for i in range(0, len(labels), config.label_batch):
-        batch = labels[i : i + config.label_batch]
+    for _, batch in _batches(suspect, labels, config):
         found += _LabelBatch(suspect, guides, clean, batch, config=config, seed=seed).run(advance)
     return found
 
@@ -176,8 +175,7 @@ def fit(
     turns = _turns(len(guides), steps, derive_seed(seed, "fit-guides"))
     fitted = start.clone()
     every = _LOOK_EVERY if smallest is None else smallest.schedule.every
-    for i in range(0, len(labels), config.label_batch):
-        batch = labels[i : i + config.label_batch]
+    for i, batch in _batches(suspect, labels, config):
         generators = [torch.Generator().manual_seed(derive_seed(seed, "fit", label)) for label in batch]
         draws = _draws(sampler, batch, generators, steps, config.images).to(device)
         targets = torch.tensor(labels, device=device)
@@ -256,8 +254,20 @@ def _checked(
 def _success(suspect: SuspectModel, stamped: Tensor, targets: Tensor) -> Tensor:
     """Share of stamped images (k, m, C, H, W) that are named as wanted, (k,)."""
     with autocast(suspect.device, fast_dtype(suspect.device)):
-        named = suspect(stamped.flatten(0, 1)).argmax(dim=1).view(len(stamped), -1)
+        named = suspect.predict(stamped.flatten(0, 1)).view(len(stamped), -1)
     return (named == targets[:, None]).float().mean(dim=1)
+
+
+def _batches(
+    suspect: SuspectModel, labels: Sequence[int], config: ReconstructConfig
+) -> Iterator[tuple[int, Sequence[int]]]:
+    """Labels that share a forward pass of suspect and guide, with the place of the first one among all.
+
+    There are fewer of them where their images would fill the memory.
+    """
+    of_label = 2 * config.images
+    size = max(1, suspect.images_at_once(config.label_batch * of_label) // of_label)
+    return ((i, labels[i : i + size]) for i in range(0, len(labels), size))
 
 
 @dataclass(frozen=True)
