@@ -353,6 +353,10 @@ class VerdictConfig:
     Measured (``--only 'dev-*'``): where a large trigger or a texture is planted, other labels exceed their references
     too, and the planted one has an excess of 0.71 to 0.78 with masks of 44 and 104 pixels, the smallest of the model;
     no clean model's label reaches 0.5."""
+    lead: float = 0.25
+    """A label whose mask is the smallest in that way, and whose excess is over that of all others by so much, is
+    infected from ``clean_excess`` on. Measured (``--only dev-signs-trojan-square``): 0.46, where all others have 0.06
+    and less; on clean models no label of such a mask leads by more than 0.1."""
     small_mask: float = 0.03
     """Largest share of the picture that a small mask covers (measured likewise)."""
     rides_along: float = 1.25

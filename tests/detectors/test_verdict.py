@@ -143,6 +143,41 @@ def test_of_labels_that_exceed_alike_the_smaller_masks_are_certain(sizes, found)
     assert not any(f.finding is Finding.CLEAN for f in verdict.labels)
 
 
+@pytest.mark.parametrize(
+    ("size", "excess", "found"),
+    [
+        (104, 0.71, (9,)),  # measured on a 14x14 patch: the others' deviation would ask for 0.8
+        (150, 0.71, ()),  # not the smallest by a clear distance
+        (104, 0.66, ()),
+    ],
+)
+def test_the_smallest_mask_of_all_is_certain_sooner(size, excess, found):
+    others = [evidence(i, size=164, success=0.95, without=0.95 - i / 18) for i in range(9)]
+    looked_at = [*others, evidence(9, size=size, success=0.95, without=0.95 - excess)]
+    verdict = decide(suspect(), looked_at, DEFAULT)
+    assert verdict.infected_labels == found
+    assert verdict.labels[9].finding is not Finding.CLEAN
+
+
+@pytest.mark.parametrize(
+    ("size", "excess", "second", "finding"),
+    [
+        (56, 0.46, 0.06, Finding.INFECTED),  # measured on a Trojan model of twelve signs
+        (56, 0.46, 0.25, Finding.INCONCLUSIVE),  # another label exceeds its references too
+        (90, 0.46, 0.06, Finding.INCONCLUSIVE),  # of no smaller mask
+        (56, 0.44, 0.06, Finding.CLEAN),
+    ],
+)
+def test_a_label_that_leads_in_size_and_excess_is_infected_sooner(size, excess, second, finding):
+    others = [evidence(1, size=96, success=0.95, without=0.95 - second)]
+    others += [evidence(i, size=200, success=0.95, without=0.95) for i in range(2, 12)]
+    verdict = decide(suspect(12), [evidence(0, size=size, success=0.95, without=0.95 - excess), *others], DEFAULT)
+    assert verdict.labels[0].finding is finding
+    assert verdict.infected_labels == ((0,) if finding is Finding.INFECTED else ())
+    if finding is Finding.INFECTED:
+        assert verdict.labels[0].confidence >= 0.5
+
+
 def test_a_label_does_not_raise_the_bar_for_itself():
     """Measured on a 14x14 patch: one label of ten exceeds clean models by 0.68, four had nothing to compare."""
     excesses = (None, 0.33, 0.33, None, 0.14, None, None, 0.11, 0.22, 0.68)

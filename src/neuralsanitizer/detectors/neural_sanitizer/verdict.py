@@ -61,7 +61,8 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
         certain = _certain(one, rest, height * width, smallest, config.verdict)
         others = [_excess(e, one.trigger.family) for e in rest if SCREENED not in e.metrics]
         usual = min(certain, _usual(others, config.verdict))
-        finding, reason = _judge_label(one, usual, suspect.labels, height * width, config)
+        leads = _first_by_size(one, rest, config.verdict) and _leads(one, others, config.verdict)
+        finding, reason = _judge_label(one, usual, suspect.labels, height * width, config, leads=leads)
         findings.append(
             LabelFinding(
                 label=one.trigger.label,
@@ -160,11 +161,22 @@ def _certain(one: Evidence, rest: Sequence[Evidence], pixels: int, smallest: flo
     """The excess from which on a label is infected, whatever the others have."""
     if not _is_patch(one):
         return config.certain_excess
-    if config.rides_along * one.trigger.size <= min((e.trigger.size for e in rest if _is_patch(e)), default=0.0):
+    if _first_by_size(one, rest, config):
         return config.certain_excess_of_first
     if one.trigger.size <= config.small_mask * pixels:
         return config.certain_excess_of_small
     return math.inf if one.trigger.size > config.rides_along * smallest > 0 else config.certain_excess
+
+
+def _first_by_size(one: Evidence, rest: Sequence[Evidence], config: VerdictConfig) -> bool:
+    """Whether all other patches are larger, by a clear distance."""
+    sizes = [e.trigger.size for e in rest if _is_patch(e)]
+    return _is_patch(one) and bool(sizes) and config.rides_along * one.trigger.size <= min(sizes)
+
+
+def _leads(one: Evidence, others: Sequence[float], config: VerdictConfig) -> bool:
+    """Whether a label exceeds clean models by far more than any other label does."""
+    return len(others) >= _LEAST_COMPARED and _excess(one, "patch") - max(others) >= config.lead
 
 
 def _is_patch(one: Evidence) -> bool:
@@ -176,7 +188,7 @@ _CONSISTENCY = 1.4826  # makes the MAD of a normal sample estimate its standard 
 
 
 def _judge_label(
-    one: Evidence, usual: float, labels: int, pixels: int, config: NeuralSanitizerConfig
+    one: Evidence, usual: float, labels: int, pixels: int, config: NeuralSanitizerConfig, *, leads: bool
 ) -> tuple[Finding, str]:
     if SCREENED in one.metrics:
         size = f"the smallest patch that works so far has {one.trigger.size:.0f} pixels"
@@ -192,7 +204,7 @@ def _judge_label(
     without, excess = one.metrics[CLEAN_SUCCESS], one.metrics[EXCESS]
     compared = f"{likes} sends {without:.0%} there on models without a backdoor"
     infected, clean = thresholds(one, verdict)
-    if excess >= max(infected, usual):
+    if excess >= max(clean if leads else infected, usual):
         return Finding.INFECTED, f"{works}; {compared}"
     if excess > max(clean, min(usual, infected)):
         return Finding.INCONCLUSIVE, f"{works}; {compared}: too close to tell"
@@ -222,7 +234,7 @@ def _confidence(finding: Finding, one: Evidence, usual: float, config: VerdictCo
     threshold = max(thresholds(one, config)[0], usual)
     if finding is Finding.INFECTED:
         sure = max(config.certain_excess_of_small, threshold + _MARGIN)
-        return 0.5 + 0.5 * min(1.0, (excess - threshold) / (sure - threshold))
+        return 0.5 + 0.5 * min(1.0, max(0.0, (excess - threshold) / (sure - threshold)))
     return 0.5 + 0.5 * min(1.0, max(0.0, (threshold - excess) / threshold))
 
 
