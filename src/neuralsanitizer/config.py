@@ -276,9 +276,9 @@ class ScreenConfig:
     least_labels: int = 100
     """Fewer labels than these all get the long look at once: GTSRB's 43 take minutes."""
     steps: int = 60
-    """Of the short look at a patch: on models of few labels, infected ones reach the goal within 40 (measured). Measured
-    on ``many-8x8``: after 60 steps the planted label has the smallest mask of it and 127 others, after 100 steps of it
-    and 31 others by a clearer distance (307 pixels against 531), for twice the time."""
+    """Of the short look at a patch: on models of few labels, infected ones reach the goal within 40 (measured). On
+    ``many-8x8`` the planted label has the smallest mask of it and 127 others after 60 steps; after 100 of it and 31
+    others, by a clearer distance (307 pixels against 531), for nearly twice the time."""
     colour_steps: int = 40
     """Of the short look at a change of colours: a tenth of the long look's at most."""
     images: int = 100
