@@ -104,7 +104,11 @@ ABLATIONS = {
             "a mask of pixels, not of cells",
             lambda c: replace(c, reconstruct=replace(c.reconstruct, mask_cells=0)),
         ),
-        Ablation("no-size", "no size term", lambda c: replace(c, reconstruct=replace(c.reconstruct, size=None))),
+        Ablation(
+            "no-size",
+            "no size term",
+            lambda c: replace(c, reconstruct=replace(c.reconstruct, size=None, size_again=None)),
+        ),
         Ablation(
             "critical-features",
             "critical features preserved",

@@ -198,15 +198,18 @@ class NeuralSanitizer(Detector):
                 break
             turned = turned.turned()
             again = replace(context, seed=derive_seed(context.seed, "restart", number))
-            for evidence in self._look(again, family, turned, unclear):
+            for evidence in self._look(again, family, turned, unclear, again=True):
                 looks[evidence.trigger.label].append(evidence)
         return [merged(looks[label]) for label in labels]
 
-    def _look(self, context: Context, family: Family, references: References, labels: Sequence[int]) -> list[Evidence]:
+    def _look(
+        self, context: Context, family: Family, references: References, labels: Sequence[int], *, again: bool = False
+    ) -> list[Evidence]:
         """Reconstruct, preserve, test for transfer, compare with clean models."""
         context.progress.start(f"reconstruct {family.noun} ({_range(labels)})", family.steps * len(labels))
         with context.timed("reconstruct"):
-            found = family.reconstruct(context, [r.model for r in references.guides], labels, family.steps)
+            guides = [r.model for r in references.guides]
+            found = family.reconstruct(context, guides, labels, family.steps, again=again)
         with context.timed("preserve"):
             found = [(family.preserved(context, trigger), metrics) for trigger, metrics in found]
         with context.timed("transfer"):

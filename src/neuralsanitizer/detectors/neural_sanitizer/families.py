@@ -43,7 +43,13 @@ class Family(ABC):
 
     @abstractmethod
     def reconstruct(
-        self, context: Context, guides: Sequence[SuspectModel], labels: Sequence[int], steps: int
+        self,
+        context: Context,
+        guides: Sequence[SuspectModel],
+        labels: Sequence[int],
+        steps: int,
+        *,
+        again: bool = False,
     ) -> list[Found]:
         """Search for the trigger of each label that works on the suspect and leaves the guides unharmed.
 
@@ -52,6 +58,7 @@ class Family(ABC):
             guides: References to spare.
             labels: Whose triggers are sought.
             steps: Optimiser steps, at most.
+            again: Whether the labels were looked at before, and are not clear.
         """
 
     @abstractmethod
@@ -84,15 +91,22 @@ class Patches(Family):
         self.looks_again = config.verdict.restarts
 
     def reconstruct(
-        self, context: Context, guides: Sequence[SuspectModel], labels: Sequence[int], steps: int
+        self,
+        context: Context,
+        guides: Sequence[SuspectModel],
+        labels: Sequence[int],
+        steps: int,
+        *,
+        again: bool = False,
     ) -> list[Found]:
-        """Patches as small as can be."""
+        """Patches as small as can be; where labels are looked at again, the search goes on for longer."""
+        size = self.config.reconstruct.size_again if again else self.config.reconstruct.size
         made = reconstruct(
             context.suspect,
             guides,
             context.clean,
             labels,
-            config=replace(self.config.reconstruct, steps=steps),
+            config=replace(self.config.reconstruct, steps=steps, size=size),
             seed=context.seed,
             advance=context.progress.advance,
         )
@@ -139,7 +153,13 @@ class Colours(Family):
         self.stand_ins = own.stand_ins
 
     def reconstruct(
-        self, context: Context, guides: Sequence[SuspectModel], labels: Sequence[int], steps: int
+        self,
+        context: Context,
+        guides: Sequence[SuspectModel],
+        labels: Sequence[int],
+        steps: int,
+        *,
+        again: bool = False,  # noqa: ARG002 - looks_again is 0
     ) -> list[Found]:
         """Changes of colours, from none at all."""
         seed = derive_seed(context.seed, "colours")
