@@ -143,6 +143,18 @@ def test_of_labels_that_exceed_alike_the_smaller_masks_are_certain(sizes, found)
     assert not any(f.finding is Finding.CLEAN for f in verdict.labels)
 
 
+def test_far_over_clean_models_a_larger_mask_is_no_rider():
+    """Measured on a model with a patch for every label: masks of 12 to 31 pixels, excesses of 0.96 to 1.0."""
+    excesses = (0.99, 0.93, 0.98, 0.97, 0.98, 0.98, 0.97, 0.98)
+    sizes = (31, 31, 16, 20, 12, 13, 13, 17)
+    looked_at = [
+        evidence(i, size=size, success=1.0, without=1.0 - excess)
+        for i, (size, excess) in enumerate(zip(sizes, excesses, strict=True))
+    ]
+    assert 1 not in decide(suspect(), looked_at, DEFAULT).infected_labels
+    assert 0 in decide(suspect(), looked_at, DEFAULT).infected_labels
+
+
 @pytest.mark.parametrize(
     ("size", "excess", "found"),
     [

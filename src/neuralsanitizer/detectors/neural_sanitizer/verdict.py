@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median
@@ -165,7 +164,8 @@ def _certain(one: Evidence, rest: Sequence[Evidence], pixels: int, smallest: flo
         return config.certain_excess_of_first
     if one.trigger.size <= config.small_mask * pixels:
         return config.certain_excess_of_small
-    return math.inf if one.trigger.size > config.rides_along * smallest > 0 else config.certain_excess
+    rides = one.trigger.size > config.rides_along * smallest > 0
+    return config.certain_excess_of_any if rides else config.certain_excess
 
 
 def _first_by_size(one: Evidence, rest: Sequence[Evidence], config: VerdictConfig) -> bool:
