@@ -369,8 +369,9 @@ class VerdictConfig:
     of 30 pixels may be larger than theirs. Nothing that rode along has come so far (measured as above)."""
     rides_along: float = 1.25
     """A label whose mask is neither small nor within so many times the smallest mask of those from ``certain_excess``
-    on is not certain before that. Measured (``--only 'dev-overfitted-*'``): next to a planted texture of 11, 36 and 56
-    pixels other labels reach an excess of 0.85 to 0.92 with masks of 24, 52 and 299 pixels and more."""
+    on is not certain before that, and left open if it stands out all the same. Measured (``--only
+    'dev-overfitted-*'``): next to a planted texture of 11, 36 and 56 pixels other labels reach an excess of 0.85 to
+    0.92 with masks of 24, 52 and 299 pixels and more."""
     outlier: float = 3.0
     """Of a label that is not certain, how far its excess lies over the median of the other labels, in robust standard
     deviations: a network that is easily fooled exceeds its references on every label (measured likewise)."""

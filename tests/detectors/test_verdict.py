@@ -143,6 +143,21 @@ def test_of_labels_that_exceed_alike_the_smaller_masks_are_certain(sizes, found)
     assert not any(f.finding is Finding.CLEAN for f in verdict.labels)
 
 
+@pytest.mark.parametrize(
+    ("size", "strong", "finding"),
+    [
+        (206, 0.94, Finding.INCONCLUSIVE),  # measured on a Trojan model of digits
+        (206, 0.5, Finding.INFECTED),  # nobody to ride with
+        (24, 0.94, Finding.INFECTED),  # as small as the other's
+    ],
+)
+def test_a_label_that_stands_out_beside_a_certain_one_of_a_smaller_mask_is_left_open(size, strong, finding):
+    others = [evidence(i, size=200, success=0.95, without=0.85) for i in range(8)]
+    certain = evidence(8, size=20, success=0.95, without=0.95 - strong)
+    verdict = decide(suspect(), [*others, certain, evidence(9, size=size, success=0.95, without=0.37)], DEFAULT)
+    assert verdict.labels[9].finding is finding
+
+
 def test_far_over_clean_models_a_larger_mask_is_no_rider():
     """Measured on a model with a patch for every label: masks of 12 to 31 pixels, excesses of 0.96 to 1.0."""
     excesses = (0.99, 0.93, 0.98, 0.97, 0.98, 0.98, 0.97, 0.98)

@@ -59,7 +59,8 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
         rest = (*evidence[:place], *evidence[place + 1 :])
         certain = _certain(one, rest, height * width, smallest, config.verdict)
         others = [_excess(e, one.trigger.family) for e in rest if SCREENED not in e.metrics]
-        usual = min(certain, _usual(others, config.verdict))
+        rides = _rides(one, smallest, config.verdict)
+        usual = certain if rides else min(certain, _usual(others, config.verdict))
         leads = _first_by_size(one, rest, config.verdict) and _leads(one, others, config.verdict)
         finding, reason = _judge_label(one, usual, suspect.labels, height * width, config, leads=leads)
         findings.append(
@@ -164,8 +165,15 @@ def _certain(one: Evidence, rest: Sequence[Evidence], pixels: int, smallest: flo
         return config.certain_excess_of_first
     if one.trigger.size <= config.small_mask * pixels:
         return config.certain_excess_of_small
-    rides = one.trigger.size > config.rides_along * smallest > 0
-    return config.certain_excess_of_any if rides else config.certain_excess
+    return config.certain_excess_of_any if _rides(one, smallest, config) else config.certain_excess
+
+
+def _rides(one: Evidence, smallest: float, config: VerdictConfig) -> bool:
+    """Whether a patch is larger, by a clear distance, than the smallest of those that exceed clean models the most.
+
+    Then it may work by what these taught the network, however far it exceeds the other labels.
+    """
+    return _is_patch(one) and one.trigger.size > config.rides_along * smallest > 0
 
 
 def _first_by_size(one: Evidence, rest: Sequence[Evidence], config: VerdictConfig) -> bool:
