@@ -82,7 +82,8 @@ def test_what_was_measured_is_judged_anew_with_other_thresholds(data, tmp_path, 
     again = run("bench", "rejudge", *options)
     assert (again.code, case.name in again.stdout) == (0, True)
     (after,) = read_scores(tmp_path / "bench")
-    assert after == replace(before, finding=Finding.CLEAN, found=(), inconclusive=())
+    assert after.settings != before.settings
+    assert after == replace(before, finding=Finding.CLEAN, found=(), inconclusive=(), settings=after.settings)
     assert run("bench", "run", *options).code == 0  # what goes on from there, goes on from the new verdict
     assert read_scores(tmp_path / "bench") == [after]
 
