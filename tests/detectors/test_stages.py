@@ -191,7 +191,7 @@ def test_the_paper_preset_makes_its_seven_references():
 
 
 def test_labels_reconstructed_together_or_alone_come_out_alike(attacked, clean, distilled):
-    config = ReconstructConfig(steps=60, images=10)
+    config = ReconstructConfig(steps=20, images=10)
     labels = [TARGET, 1, 4]
     together = reconstruct(attacked.model, [distilled.model], clean, labels, config=config, seed=2)
     alone = [
@@ -199,8 +199,8 @@ def test_labels_reconstructed_together_or_alone_come_out_alike(attacked, clean, 
     ]
     split = reconstruct(attacked.model, [distilled.model], clean, labels, config=replace(config, label_batch=2), seed=2)
     for a, b, c in zip(together, alone, split, strict=True):
-        # Sums in another order differ in their last bits, which the steps amplify: to 0.03 at most where it was
-        # measured, and masks of another seed differ by 0.07 and more.
+        # Sums in another order differ in their last bits, which the steps amplify: after 20 to 0.03, where masks of
+        # another seed differ by 0.1 and more (measured); after 60 another look may be the one that is kept.
         assert a.trigger.label == b.trigger.label == c.trigger.label
         assert np.abs(a.trigger.mask - b.trigger.mask).mean() < 0.05
         assert np.abs(a.trigger.mask - c.trigger.mask).mean() < 0.05
