@@ -3,7 +3,8 @@
 ``python benchmarks/large_model.py FOLDER`` scans ``vgg16`` of 2,622 labels (VGG-Face's size) with random weights, at
 32x32 pixels unless ``--size`` says otherwise, and prints what it took; ``FOLDER/large_model.json`` has the numbers. The
 weights, images and labels are random, and references are trained for a few steps: what is measured is cost, and the
-verdict says nothing. Labels that would be compared with clean models cost more than these.
+verdict says nothing. The references' sum is the least that their training can take. Labels that would be compared with
+clean models cost more than these.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from neuralsanitizer import CleanSet, SuspectModel, scan
+from neuralsanitizer.benchmark.speed import floors
 from neuralsanitizer.cli.console import progress_bar
 from neuralsanitizer.config import NeuralSanitizerConfig, neural_sanitizer_config
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
@@ -51,8 +53,9 @@ def main() -> None:
             progress=progress,
         )
     clock = saved.run.timings
-    steps = len(saved.run.references) * args.steps
-    training = len(saved.run.references) * sum(usual.references.fresh_cycles) * clock["references"] / steps
+    # By the plain loop: in a few steps, what stands around the training takes longer than the training.
+    shown = len(saved.run.references) * sum(usual.references.fresh_cycles) * usual.references.fresh_batch
+    training = shown * floors(suspect, clean)["train"]
     short = clock["screen"] / args.some * args.labels
     long = (clock["total"] - clock["screen"] - clock["references"]) / args.some
     share = usual.screen.least_share if usual.screen else 1.0

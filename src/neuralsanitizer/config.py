@@ -243,7 +243,7 @@ class ColourConfig:
     """Triggers in feature space, on images of three channels: a change of all colours, as a photo filter's."""
 
     steps: int = 400
-    """At most (NS code: 200)."""
+    """At most (NS code: 200). Measured on ``dev-signs-filter-cool-to-1``: an excess of 0.22 with 200, 0.31 with 400."""
     steps_of_like: int = 200
     """Of the search for a change's like on a clean model: NS code's number for the change itself."""
     learning_rate: float = 0.03
@@ -263,7 +263,8 @@ class ColourConfig:
     """A change that keeps less contrast than this on held-out images is no trigger; 0: all may be one (NS)."""
     size: SizeSchedule | None = field(default_factory=lambda: SizeSchedule(start=3.0, smallest=0.05, largest=300.0))
     """Likewise, of how much the change changes images: the mean absolute difference in units of the pixel range. The
-    likes of it on references may then change as much. ``None``: no size term (NS)."""
+    likes of it on references may then change as much. ``None``: no size term (NS). Measured on the same model: without
+    it the search sends 40 % of images to the planted label, with it all; the numbers of the schedule are not varied."""
     stand_ins: int = 2
     """References that take the suspect's place in the comparison; 0: no comparison (NS)."""
 
@@ -272,8 +273,8 @@ class ColourConfig:
 class ScreenConfig:
     """Which labels of a model with many get the long look: our own.
 
-    Chosen for their cost. On the one model of 1,307 labels that was scanned (``many-8x8``) the short look ranks the
-    planted label third by size.
+    Chosen for their cost. On the one model of 1,307 labels that was scanned (``many-8x8``) the short look ranked the
+    planted label third by size, when it had 100 steps.
     """
 
     least_labels: int = 100
