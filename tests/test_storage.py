@@ -6,6 +6,8 @@ from neuralsanitizer.errors import OutputError, RunError
 from neuralsanitizer.execution.store import FolderStore, MemoryStore, Part, ReadThroughStore
 from neuralsanitizer.storage import RunFolder, read_arrays, to_picture, write_arrays, write_atomically, write_json
 
+INPUTS = {"model": "aa", "seed": 3, "settings": {"tune": {"cycles": [400]}, "alpha": 1}}
+
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
@@ -80,26 +82,54 @@ def test_a_read_through_store_never_writes_to_its_source(tmp_path):
 
 def test_a_run_folder_is_claimed_once(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.claim("key", resume=False)
+    folder.claim(INPUTS, resume=False)
     with pytest.raises(OutputError, match="not empty"):
-        folder.claim("key", resume=False)
-    folder.claim("key", resume=True)
-    with pytest.raises(RunError, match="another model"):
-        folder.claim("other", resume=True)
+        folder.claim(INPUTS, resume=False)
+    folder.claim(INPUTS, resume=True)
     with pytest.raises(RunError, match="no interrupted scan"):
-        RunFolder(tmp_path / "nothing").claim("key", resume=True)
+        RunFolder(tmp_path / "nothing").claim(INPUTS, resume=True)
+
+
+def test_a_scan_cannot_go_on_with_other_inputs_and_hears_which_differ(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(INPUTS, resume=False)
+    other = {"model": "aa", "seed": 4, "settings": {"tune": {"cycles": [150, 500]}, "alpha": 1}}
+    with pytest.raises(RunError, match="another model") as error:
+        folder.claim(other, resume=True)
+    told = str(error.value).split("What differs: ")[1]
+    assert told == "seed (3 there, 4 here), settings.tune.cycles ([400] there, [150, 500] here)"
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\xff", b"[1", b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900, b"3", b"{}", b"1f5d01235e"]
+)
+def test_a_scan_does_not_go_on_where_its_inputs_were_damaged(tmp_path, damage):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(INPUTS, resume=False)
+    (folder.state / "key").write_bytes(damage)
+    with pytest.raises(RunError, match="another model"):
+        folder.claim(INPUTS, resume=True)
+
+
+def test_what_a_folder_says_of_its_scan_is_told_without_control_characters_and_in_short(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim({**INPUTS, "\x1b[2J": "\x1b" * 10_000}, resume=False)
+    with pytest.raises(RunError) as error:
+        folder.claim(INPUTS, resume=True)
+    assert "\x1b" not in str(error.value)
+    assert len(str(error.value)) < 600
 
 
 def test_a_claim_that_was_interrupted_stands_in_nobody_s_way(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.state.mkdir(parents=True)
     (folder.state / ".key.a1b2c3").write_bytes(b"ha")  # as a kill leaves it before the key has its name
-    folder.claim("key", resume=False)
-    folder.claim("key", resume=True)
+    folder.claim(INPUTS, resume=False)
+    folder.claim(INPUTS, resume=True)
     (folder.state / "key").unlink()
     (folder.state / "label-0.npz").write_bytes(b"")
     with pytest.raises(OutputError, match="not empty"):
-        folder.claim("key", resume=False)
+        folder.claim(INPUTS, resume=False)
 
 
 def test_a_run_folder_knows_its_own_files(tmp_path):

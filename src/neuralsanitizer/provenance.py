@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import json
 import os
 import platform
 import sys
@@ -17,7 +15,7 @@ import torch
 from neuralsanitizer.functional.precision import fast_dtype
 from neuralsanitizer.records import DataRecord, EnvironmentRecord, ModelRecord, to_json
 
-__all__ = ["environment", "now", "peak_memory_mb", "resume_key", "tool_version"]
+__all__ = ["environment", "now", "peak_memory_mb", "scan_inputs", "tool_version"]
 
 
 def tool_version() -> str:
@@ -62,8 +60,19 @@ def peak_memory_mb() -> float | None:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
 
 
-def resume_key(model: ModelRecord, data: DataRecord, settings: dict[str, Any], method: str, seed: int) -> str:
-    """What an interrupted scan must have in common with the one that goes on with it: a hash of all its inputs."""
-    inputs = [model.sha256, model.architecture, to_json(model.mean), to_json(model.std), model.labels]
-    text = json.dumps([inputs, data.sha256, to_json(settings), method, seed, tool_version()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def scan_inputs(
+    model: ModelRecord, data: DataRecord, settings: dict[str, Any], method: str, seed: int
+) -> dict[str, Any]:
+    """What an interrupted scan must have in common with the one that goes on with it: all its inputs, by name."""
+    return {
+        "model": model.sha256,
+        "architecture": model.architecture,
+        "labels of the model": model.labels,
+        "normalisation": [to_json(model.mean), to_json(model.std)],
+        "output of the model": model.output,
+        "clean set": data.sha256,
+        "method": method,
+        "settings": to_json(settings),
+        "seed": seed,
+        "version": tool_version(),
+    }

@@ -44,6 +44,7 @@ __all__ = ["RunFolder", "SavedRun", "read_arrays", "to_picture", "write_arrays",
 
 T = TypeVar("T")
 Picture = npt.NDArray[np.uint8]
+_TOLD, _LONGEST = 5, 48  # differences between two scans that are told, and letters of each value
 _MOST_UNFOLDED = 1 << 30  # bytes that arrays take beyond those of their file: masks are mostly zeros, and shrink well
 # What numpy and zipfile raise on damaged archives: NotImplementedError and encryption are RuntimeErrors.
 _DAMAGE = (OSError, ValueError, RuntimeError, EOFError, MemoryError, BadZipFile, TokenError, zlib.error)
@@ -102,11 +103,11 @@ class RunFolder:
         """Whether the folder holds a finished scan."""
         return (self.path / "run.json").is_file()
 
-    def claim(self, key: str, *, resume: bool) -> Path:
+    def claim(self, inputs: Mapping[str, Any], *, resume: bool) -> Path:
         """Take the folder for a scan, or go on with the one that was interrupted there.
 
         Args:
-            key: Hash of everything that the scan depends on.
+            inputs: Everything that the scan depends on, by name: JSON.
             resume: Whether to go on.
 
         Returns:
@@ -124,14 +125,14 @@ class RunFolder:
                     f"{self.path} exists and is not empty: choose another folder, or go on with --resume if a scan of "
                     "the same model was interrupted there"
                 )
-            write_atomically(lock, key.encode())
+            write_json(lock, inputs)
             return self.state
         if not lock.is_file():
             raise RunError(f"{self.path} holds no interrupted scan to resume")
-        if lock.read_bytes() != key.encode():
+        if differences := _differences(lock, inputs):
             raise RunError(
                 f"{self.path} holds a scan of another model, data set, configuration or version: it cannot go on with "
-                "these; choose another output folder"
+                f"these; choose another output folder. What differs: {differences}"
             )
         return self.state
 
@@ -290,6 +291,32 @@ def _check_speech(speech: Mapping[str, Any], shape: tuple[int, ...]) -> None:
         raise ValueError(str(error)) from error
     if (shape[0], shape[2]) != (1, config.coefficients):
         raise ValueError(f"MFCC of {config.coefficients} coefficients for an input of {shape}")
+
+
+def _differences(lock: Path, inputs: Mapping[str, Any]) -> str:
+    """In which inputs a scan differs from the one of a folder, in words; nothing if in none."""
+    try:
+        kept = json.loads(lock.read_bytes())
+        there, here = _flat(kept if isinstance(kept, dict) else {"inputs": kept}), _flat(dict(inputs))
+    except (OSError, ValueError, RecursionError):
+        return "what the folder says of its scan cannot be read"
+    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    told = [f"{_told(name)} ({_told(there.get(name))} there, {_told(here.get(name))} here)" for name in names[:_TOLD]]
+    return ", ".join(told) + (f", and {len(names) - _TOLD} more" if len(names) > _TOLD else "")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    """JSON objects within each other as one, with names like ``settings.reconstruct.steps``, and values as text."""
+    if not isinstance(value, dict):
+        return {name: json.dumps(value)}
+    parts = [_flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
+    return {key: text for part in parts for key, text in part.items()}
+
+
+def _told(text: str | None) -> str:
+    """A name or a value for people. A folder may come from anybody, and have anything in it."""
+    plain = "nothing" if text is None else ascii(text)[1:-1]
+    return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 3] + "..."
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -21,7 +21,7 @@ from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.execution.store import FolderStore, MemoryStore, Store
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.loading import state_dict_hash
-from neuralsanitizer.provenance import environment, now, resume_key
+from neuralsanitizer.provenance import environment, now, scan_inputs
 from neuralsanitizer.records import Run, from_json, to_json
 from neuralsanitizer.storage import RunFolder, SavedRun, to_picture
 
@@ -129,8 +129,8 @@ def scan(
     before: Run | None = None
     if output is not None:
         folder = RunFolder(output)
-        key = resume_key(model.record(), data, detector.settings, detector.name, seed)
-        store = FolderStore(folder.claim(key, resume=resume))
+        inputs = scan_inputs(model.record(), data, detector.settings, detector.name, seed)
+        store = FolderStore(folder.claim(inputs, resume=resume))
         before = _finished(folder)
     found = detector.scan(model, clean, seed=seed, labels=labels, progress=progress, store=store, executor=executor)
     run = Run(
