@@ -396,8 +396,20 @@ def _attacked() -> tuple[Case, ...]:
     honest = (("small", 241), ("signs", 291), ("speech", 321))
     return (
         *planted,
-        _case("attacks", "many labels", "many", 331, "8x8", PatchSpec(700, 8)),
+        *_of_many_labels(),
         *(case for family, seed in honest for case in _clean("attacks", family, seed, seed + 1, seed + 2)),
+    )
+
+
+def _of_many_labels() -> tuple[Case, ...]:
+    """Models of 1,307 labels: what the short look lets through is measured on them."""
+    case = partial(_case, "attacks", "many labels", "many")
+    return (
+        case(331, "8x8", PatchSpec(700, 8)),
+        case(332, "5x5", PatchSpec(120, 5, "top-left")),
+        case(333, "12x12", PatchSpec(1000, 12, "center", "random")),
+        case(334, "star", PatchSpec(450, 9, "bottom-left", "yellow", "star")),
+        case(335, "2-pieces", PatchSpec(1250, 8, "top-right", pieces=2)),
     )
 
 

@@ -31,8 +31,9 @@ from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform
 from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.layers import layers_of
+from neuralsanitizer.models.suffix import suffix_of
 from neuralsanitizer.records import ReferenceRecord
-from neuralsanitizer.training import Schedule, fit, shuffled_batches
+from neuralsanitizer.training import Sampler, Schedule, fit, shuffled_batches
 
 __all__ = ["Reference", "make_reference", "reference_steps"]
 
@@ -143,11 +144,10 @@ def _tune(job: _Job) -> None:
     student, clean, config, generator = job.student, job.clean, job.config, job.generator
     layers = layers_of(job.suspect, clean.images[:2])
     # Counted from the third-last: a network of two layers has no first one.
-    counted = [len(layers) - 4 + i for i in job.plan.layers]
-    fresh = [name for i in counted if i >= 0 for name in layers[i].parameters]
+    counted = sorted(number for i in job.plan.layers if (number := len(layers) - 4 + i) >= 0)
+    fresh = [name for number in counted for name in layers[number].parameters]
     reinitialise_uniform(student.module, fresh, config.weight_bound, generator)
     inputs, targets = student.normalise(clean.images.to(student.device)), clean.labels.to(student.device)
-    sample = shuffled_batches(inputs, targets, config.batch, generator)
     named = dict(student.module.named_parameters())
     check = torch.randperm(len(clean), generator=generator)[: config.stop_images]
 
@@ -157,8 +157,24 @@ def _tune(job: _Job) -> None:
     first = Schedule(_frozen_steps(job.plan, config), config.learning_rate)
     then = Schedule(config.steps, config.learning_rate)
     loss = _loss_on(student)
-    fit(student.module, sample, first, loss=loss, parameters=[named[n] for n in fresh], advance=job.advance)
-    fit(student.module, sample, then, loss=loss, stop=accurate, advance=job.advance)
+    trained, frozen = student.module, inputs
+    if fresh and (suffix := suffix_of(student.module, fresh[0].rpartition(".")[0], inputs)) is not None:
+        trained, frozen = suffix.module, suffix.features
+    # One order of the images for both phases: what is cached of them changes nothing.
+    order = shuffled_batches(torch.arange(len(inputs), device=student.device), targets, config.batch, generator)
+    parameters = [named[n] for n in fresh]
+    fit(trained, _looked_up(order, frozen), first, loss=loss, parameters=parameters, advance=job.advance)
+    fit(student.module, _looked_up(order, inputs), then, loss=loss, stop=accurate, advance=job.advance)
+
+
+def _looked_up(order: Sampler, images: Tensor) -> Sampler:
+    """Batches of images, of which ``order`` gives the places and the targets."""
+
+    def sample() -> tuple[Tensor, Tensor]:
+        places, targets = order()
+        return images[places], targets
+
+    return sample
 
 
 def _train_from_scratch(job: _Job) -> None:
