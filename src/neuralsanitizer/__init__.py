@@ -10,6 +10,7 @@
 
 from neuralsanitizer.data import CleanSet, load_clean_set
 from neuralsanitizer.errors import NeuralSanitizerError, RefusedInputError
+from neuralsanitizer.execution.allocator import keep_freed_memory
 from neuralsanitizer.mitigation.filtering import GuardedModel, InputFilter, load_filter
 from neuralsanitizer.models import Preprocessing, SuspectModel, load_model, save_state_dict
 from neuralsanitizer.pipeline import RepairResult, guard, repair, scan, verify
@@ -33,6 +34,7 @@ __all__ = [
     "Trigger",
     "Verdict",
     "guard",
+    "keep_freed_memory",
     "load_clean_set",
     "load_filter",
     "load_model",

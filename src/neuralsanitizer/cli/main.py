@@ -12,6 +12,7 @@ from neuralsanitizer.cli.many import scan_many_command
 from neuralsanitizer.cli.repair import repair_command, verify_command
 from neuralsanitizer.cli.report import check_bundle_command, report_command
 from neuralsanitizer.cli.scan import scan_command
+from neuralsanitizer.execution.allocator import keep_freed_memory
 from neuralsanitizer.provenance import tool_version
 
 __all__ = ["app", "main"]
@@ -53,4 +54,5 @@ def _options(
 
 def main() -> None:
     """Entry point of the ``neuralsanitizer`` program."""
+    keep_freed_memory()
     app()

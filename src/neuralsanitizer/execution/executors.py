@@ -27,6 +27,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from neuralsanitizer.errors import UsageError
+from neuralsanitizer.execution.allocator import keep_freed_memory
 from neuralsanitizer.execution.progress import Progress
 
 __all__ = ["EXECUTORS", "Executor", "LocalExecutor", "Lost", "ProcessExecutor", "executor_named", "portable"]
@@ -202,6 +203,7 @@ def _serve(job: Callable[[Any], Any], connection: Connection, inherited: Sequenc
     for other in inherited:
         other.close()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    keep_freed_memory()
     torch.set_num_threads(1)  # and a fork must not touch its parent's pool of threads
     while True:
         try:

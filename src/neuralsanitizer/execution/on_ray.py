@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from neuralsanitizer.errors import MissingExtraError, UsageError
+from neuralsanitizer.execution.allocator import keep_freed_memory
 from neuralsanitizer.execution.executors import Executor, Lost, portable
 from neuralsanitizer.execution.progress import Progress
 
@@ -100,6 +101,7 @@ def _no_cluster(address: str | None, error: Exception) -> str:
 
 
 def _work(job: Callable[[Any], Any], shard: object) -> object:
+    keep_freed_memory()
     torch.set_num_threads(1)
     try:
         return job(shard)
