@@ -1,8 +1,8 @@
 """Keeping freed memory at hand.
 
 Every operation on images gives back the memory of its results and asks for new. The GNU C library takes large pieces
-from the system each time, which clears them page by page. Measured on one core: a seventh of the time on ``mnist-cnn``, and
-three tenths on ``deepid`` (``python benchmarks/allocator.py``).
+from the system each time, which clears them page by page. Measured on one core: a seventh of the time on ``mnist-cnn``,
+and three tenths on ``deepid`` (``python benchmarks/allocator.py``).
 """
 
 from __future__ import annotations
