@@ -273,8 +273,8 @@ class ColourConfig:
 class ScreenConfig:
     """Which labels of a model with many get the long look: our own.
 
-    Chosen for their cost. On the one model of 1,307 labels that was scanned (``many-8x8``) the short look ranked the
-    planted label third by size, when it had 100 steps.
+    Chosen for their cost. On the one model of 1,307 labels that was scanned (``many-8x8``) the planted label is sixth
+    in the order of suspicion.
     """
 
     least_labels: int = 100
