@@ -1,5 +1,9 @@
+from itertools import pairwise
+
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.models import architectures
@@ -50,3 +54,27 @@ def test_unknown_names_and_sizes_are_usage_errors():
         architectures.build("mnist-cnn", size=(8, 8))
     with pytest.raises(UsageError, match="at least one label"):
         architectures.build("mnist-cnn", labels=0)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mnist-cnn", (1, 28, 28)), ("gtsrb-cnn", (3, 32, 32))])
+def test_relu_after_pooling_is_pooling_after_relu_as_in_the_papers(name, shape):
+    network = architectures.build(name, None, shape[0], shape[1:])
+    images = torch.randn(3, *shape)
+    x, pooled = images, 0
+    for one, following in pairwise([*network.features, nn.Identity()]):
+        if isinstance(one, nn.Conv2d):
+            x = one(x).relu()
+        if isinstance(following, nn.MaxPool2d):
+            x, pooled = F.max_pool2d(x, 2), pooled + 1
+    assert pooled == sum(isinstance(one, nn.MaxPool2d) for one in network.features) > 1
+    assert torch.equal(network.features(images), x)
+
+
+def test_deepid_pools_before_relu_with_the_same_result():
+    network = architectures.build("deepid", 20, 3, (55, 47))
+    images = torch.randn(3, 3, 55, 47)
+    x = images
+    for convolution in (network.conv1, network.conv2, network.conv3):
+        x = F.max_pool2d(convolution(x).relu(), 2)
+    features = network.fc1(x.flatten(1)) + network.fc2(network.conv4(x).relu().flatten(1))
+    assert torch.equal(network(images), network.output(features.relu()))

@@ -44,9 +44,10 @@ class DeepID(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, labels) of normalised images (N, channels, height, width)."""
-        hidden = self._pool(self.conv1(images).relu())
-        hidden = self._pool(self.conv2(hidden).relu())
-        pooled = self._pool(self.conv3(hidden).relu())
+        # Pooling before ReLU: the same numbers, for a quarter of the work.
+        hidden = self._pool(self.conv1(images)).relu()
+        hidden = self._pool(self.conv2(hidden)).relu()
+        pooled = self._pool(self.conv3(hidden)).relu()
         last = self.conv4(pooled).relu()
         features = (self.fc1(pooled.flatten(1)) + self.fc2(last.flatten(1))).relu()
         logits: Tensor = self.output(features)

@@ -34,7 +34,7 @@ class VGG16(nn.Module):
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
                 layers += [conv, nn.ReLU()]
                 channels = width
-            layers.append(nn.MaxPool2d(2))
+            layers.insert(-1, nn.MaxPool2d(2))  # before the ReLU: the same numbers, for a quarter of the work
         self.features = nn.Sequential(*layers)
         self.fc6 = nn.Linear(512 * (size[0] // 32) * (size[1] // 32), 4096)
         self.fc7 = nn.Linear(4096, 4096)
