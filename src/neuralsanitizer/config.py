@@ -389,6 +389,11 @@ class VerdictConfig:
     labels none comes so far as to be compared: their changes of colours work on references too."""
     clean_excess_of_colours: float = 0.3
     """Likewise."""
+    filter_contrast: float = 0.78
+    """A change of colours that stands out, but keeps less contrast than this, is left open: the photo filters of
+    :mod:`neuralsanitizer.attacks.filters` keep 0.8 to 1.03 of it. Introduced after four labels of reported models
+    (``signs-*``), in which other triggers are planted, had been called infected at 0.65 to 0.76; the planted filters
+    that are found keep 0.89 and more."""
 
 
 @dataclass(frozen=True)

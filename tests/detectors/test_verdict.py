@@ -11,6 +11,7 @@ from neuralsanitizer.detectors.base import Evidence, model_verdict
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import stand_ins
 from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     CLEAN_SUCCESS,
+    CONTRAST,
     EXCESS,
     decide,
     is_candidate,
@@ -241,3 +242,13 @@ def test_confidence_grows_with_the_distance_from_the_threshold():
     assert 0.9 < patch.confidence <= 1.0
     assert decide(suspect(), [evidence(without=0.49)], DEFAULT).labels[0].confidence is None
     assert decide(suspect(), [evidence(without=None)], PAPER).labels[0].confidence is None
+
+
+@pytest.mark.parametrize(("contrast", "finding"), [(0.6, Finding.INCONCLUSIVE), (0.89, Finding.INFECTED)])
+def test_a_change_of_colours_that_keeps_less_contrast_than_filters_do_is_left_open(contrast, finding):
+    one = evidence(without=0.0, transfer=(0.0,))
+    colours = np.zeros((1, 2), np.float32)
+    coloured = replace(one, trigger=replace(one.trigger, colours=colours), metrics={**one.metrics, CONTRAST: contrast})
+    (label,) = decide(suspect(), [coloured], DEFAULT).labels
+    assert label.finding is finding
+    assert (f"{contrast:.0%} of the contrast" in label.reason) is (finding is Finding.INCONCLUSIVE)

@@ -202,8 +202,7 @@ def _judge_label(
         size = f"the smallest patch that works so far has {one.trigger.size:.0f} pixels"
         found = size if one.metrics["reached_goal"] else "no patch works so far"
         return Finding.CLEAN, f"short look: {found}; of the last labels that were more suspicious none is infected"
-    harmless = _harmless(one, labels, config)
-    if harmless:
+    if harmless := _harmless(one, labels, config):
         return Finding.CLEAN, harmless
     verdict, what, likes = config.verdict, *_in_words(one.trigger, pixels)
     works = f"{what} sends {one.attack_success:.0%} of other images here, and does nothing to clean references"
@@ -213,7 +212,10 @@ def _judge_label(
     compared = f"{likes} sends {without:.0%} there on models without a backdoor"
     infected, clean = thresholds(one, verdict)
     if excess >= max(clean if leads else infected, usual):
-        return Finding.INFECTED, f"{works}; {compared}"
+        kept = one.metrics.get(CONTRAST, 1.0)
+        certain = kept >= verdict.filter_contrast
+        doubt = "" if certain else f"; but it keeps {kept:.0%} of the contrast, and photo filters keep more"
+        return Finding.INFECTED if certain else Finding.INCONCLUSIVE, f"{works}; {compared}{doubt}"
     if excess > max(clean, min(usual, infected)):
         return Finding.INCONCLUSIVE, f"{works}; {compared}: too close to tell"
     return Finding.CLEAN, f"{what} sends {one.attack_success:.0%} here, but {compared}"
