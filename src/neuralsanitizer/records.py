@@ -47,6 +47,7 @@ __all__ = [
     "SelfCheck",
     "TransferMatrix",
     "Trigger",
+    "TriggerOutline",
     "Verdict",
     "Verification",
     "colour_chart",
@@ -119,6 +120,11 @@ class Trigger:
         """``patch`` or ``colours``."""
         return "patch" if self.colours is None else "colours"
 
+    @property
+    def outline(self) -> TriggerOutline:
+        """The trigger without its arrays."""
+        return TriggerOutline(self.label, self.size, self.family)
+
     def onto(self, images: Array) -> Array:
         """Stamped copies of images, float32 (..., channels, height, width) in [0, 1]."""
         if self.colours is not None:
@@ -135,6 +141,21 @@ class Trigger:
         channels, height, width = self.pattern.shape
         what = "a change of colours" if self.colours is not None else f"size={self.size:.1f} of {height * width} pixels"
         return f"Trigger(label={self.label}, {what}, channels={channels})"
+
+
+@dataclass(frozen=True)
+class TriggerOutline:
+    """What is remembered of a trigger whose arrays are not: of many labels they would fill the memory.
+
+    Attributes:
+        label: The label that stamped images are sent to.
+        size: Number of pixels that the mask covers.
+        family: ``patch`` or ``colours``.
+    """
+
+    label: int
+    size: float
+    family: str
 
 
 def recoloured(images: Array, colours: Array) -> Array:

@@ -209,6 +209,17 @@ def test_a_short_look_that_was_kept_is_known_as_one():
     assert Evidence.kept(store, 3, suspect()).metrics == {}
 
 
+def test_an_outline_has_what_a_verdict_needs_and_no_arrays():
+    one = Evidence.from_part(part(3))
+    outlined = one.outlined()
+    assert outlined.outlined() is outlined
+    assert one.whole_trigger is one.trigger
+    for name in ("label", "size", "family"):
+        assert getattr(outlined.trigger, name) == getattr(one.trigger, name)
+    with pytest.raises(LookupError, match="only the outline"):
+        outlined.to_part()
+
+
 def test_a_method_that_cannot_judge_says_so():
     scan = Claims(refuses="no reference came close").scan(suspect(), rows())
     assert (scan.verdict.finding, scan.verdict.reason) == (Finding.INCONCLUSIVE, "no reference came close")

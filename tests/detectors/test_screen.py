@@ -70,6 +70,10 @@ def test_the_infected_label_gets_the_long_look_and_most_clean_ones_do_not(found,
     assert [f.label for f in found.verdict.labels] == list(LABELS)
     assert 1 <= len(short) <= 3
     assert all(f.finding is Finding.CLEAN and "short look" in f.reason and EXCESS not in f.metrics for f in short)
+    # A short look's trigger is remembered by its size alone: of thousands of labels they would fill the memory.
+    assert {f.label: f.has_trigger for f in found.verdict.labels} == {x: x in found.triggers for x in LABELS}
+    assert not any(f.has_trigger for f in short)
+    assert all(f.mask_size > 0 for f in short)
     # A long look is the same with a short one before it and without.
     (whole,) = scanned(labels=[TARGET], least_labels=2).verdict.labels
     chosen = found.verdict.labels[-1]

@@ -29,6 +29,7 @@ from neuralsanitizer.records import (
     ReferenceRecord,
     SelfCheck,
     Trigger,
+    TriggerOutline,
     Verdict,
     from_json,
     to_json,
@@ -90,25 +91,41 @@ class Evidence:
     """What a method measured of one label, before anything is decided.
 
     Attributes:
-        trigger: The potential trigger.
+        trigger: The potential trigger; of a label that had a short look only, no more than its outline.
         attack_success: On held-out images, [0, 1].
         transfer: Attack success on each test reference.
         metrics: Further numbers, by name.
     """
 
-    trigger: Trigger
+    trigger: Trigger | TriggerOutline
     attack_success: float
     transfer: tuple[float, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def whole_trigger(self) -> Trigger:
+        """The trigger with its arrays.
+
+        Raises:
+            LookupError: Its outline is all that is remembered.
+        """
+        if isinstance(self.trigger, Trigger):
+            return self.trigger
+        raise LookupError(f"of the trigger of label {self.trigger.label} only the outline is remembered")
+
+    def outlined(self) -> Evidence:
+        """The same without the trigger's arrays."""
+        return self if isinstance(self.trigger, TriggerOutline) else replace(self, trigger=self.trigger.outline)
+
     def to_part(self) -> Part:
         """As arrays and JSON, to be kept."""
-        arrays = {"mask": self.trigger.mask, "pattern": self.trigger.pattern}
-        if self.trigger.heat is not None:
-            arrays["heat"] = self.trigger.heat
-        if self.trigger.colours is not None:
-            arrays["colours"] = self.trigger.colours
-        return Part(arrays, to_json(_Facts(self.trigger.label, self.attack_success, self.transfer, self.metrics)))
+        trigger = self.whole_trigger
+        arrays = {"mask": trigger.mask, "pattern": trigger.pattern}
+        if trigger.heat is not None:
+            arrays["heat"] = trigger.heat
+        if trigger.colours is not None:
+            arrays["colours"] = trigger.colours
+        return Part(arrays, to_json(_Facts(trigger.label, self.attack_success, self.transfer, self.metrics)))
 
     @classmethod
     def kept(
@@ -151,7 +168,7 @@ class Evidence:
 
     def fits(self, label: int, shape: tuple[int, int, int]) -> bool:
         """Whether it is of a label, of images of a shape (channels, height, width), and holds nothing but numbers."""
-        trigger, (_, *size) = self.trigger, shape
+        trigger, (_, *size) = self.whole_trigger, shape
         arrays = [a for a in (trigger.mask, trigger.pattern, trigger.heat, trigger.colours) if a is not None]
         return (
             trigger.label == label
@@ -216,7 +233,7 @@ class Scan:
 
     Attributes:
         verdict: The outcome.
-        triggers: Potential triggers by label.
+        triggers: Potential triggers by label, of all that had more than a short look.
         references: The references, used or not.
         self_check: Accuracy on the clean set.
         timings: Seconds by stage.
@@ -320,7 +337,8 @@ class Detector(ABC):
         evidence = self._examine_all(context, prepared, wanted)
         verdict = self.conclude(suspect, evidence, clean)
         clock["total"] = time.perf_counter() - started
-        return Scan(verdict, {e.trigger.label: e.trigger for e in evidence}, references, check, clock)
+        triggers = {e.trigger.label: e.trigger for e in evidence if isinstance(e.trigger, Trigger)}
+        return Scan(verdict, triggers, references, check, clock)
 
     def conclude(self, suspect: SuspectModel, evidence: Sequence[Evidence], clean: CleanSet) -> Verdict:
         """Judge, and leave open what too few clean images speak for.
@@ -345,17 +363,20 @@ class Detector(ABC):
     def _kept_or_made(self, context: Context, kind: str, labels: Sequence[int], make: Make) -> list[Evidence]:
         """Evidence on labels, shard by shard; what the store has of them under ``kind`` is not made again.
 
-        Labels whose shard is lost are kept nowhere: they are examined when the scan goes on.
+        Labels whose shard is lost are kept nowhere: they are examined when the scan goes on. A short look is at so many
+        labels that their triggers would fill the memory: the store keeps them, and what is given has their outlines.
         """
-        kept = {label: Evidence.kept(context.store, label, context.suspect, (kind,)) for label in labels}
-        found = {label: evidence for label, evidence in kept.items() if evidence is not None}
+        found: dict[int, Evidence] = {}
+        for label in labels:
+            if (kept := Evidence.kept(context.store, label, context.suspect, (kind,))) is not None:
+                found[label] = kept.outlined() if kind == GLANCE else kept
         missing = [label for label in labels if label not in found]
         if missing and found:
             context.progress.note(f"{len(found)} of {len(labels)} labels were examined before the interruption")
         shards = _shards(missing, self.shard_size(context.suspect), context.executor.workers)
         for shard, made in worked_on(context, make, shards, f"examine {len(missing)} labels"):
-            for evidence in _lost(shard, context.suspect) if isinstance(made, Lost) else made:
-                found[evidence.trigger.label] = evidence
+            for evidence in _lost(shard) if isinstance(made, Lost) else made:
+                found[evidence.trigger.label] = evidence.outlined() if kind == GLANCE else evidence
                 if not isinstance(made, Lost):
                     context.store.put(f"{kind}-{evidence.trigger.label}", evidence.to_part())
         return [found[label] for label in labels]
@@ -426,11 +447,9 @@ def worked_on(
         yield shard, made
 
 
-def _lost(labels: Sequence[int], suspect: SuspectModel) -> list[Evidence]:
+def _lost(labels: Sequence[int]) -> list[Evidence]:
     """What is known of labels whose shard was lost: nothing."""
-    channels, height, width = suspect.input_shape
-    blank = np.zeros((height, width), np.float32), np.zeros((channels, height, width), np.float32)
-    return [Evidence(Trigger(label, *blank), 0.0, (), {LOST: 1.0}) for label in labels]
+    return [Evidence(TriggerOutline(label, 0.0, "patch"), 0.0, (), {LOST: 1.0}) for label in labels]
 
 
 def _unknown(one: Evidence, suspect: SuspectModel) -> LabelFinding:
@@ -443,7 +462,6 @@ def _unknown(one: Evidence, suspect: SuspectModel) -> LabelFinding:
         mask_size=0.0,
         reason="the worker that examined it died, twice: scan again with --resume, which examines what is missing",
         metrics=one.metrics,
-        has_trigger=True,
     )
 
 

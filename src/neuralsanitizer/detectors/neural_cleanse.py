@@ -157,7 +157,7 @@ class NeuralCleanse(Detector):
             mask_size=evidence.trigger.size,
             reason=reason,
             metrics=metrics,
-            has_trigger=True,
+            has_trigger=isinstance(evidence.trigger, Trigger),
         )
 
 

@@ -250,7 +250,7 @@ class NeuralSanitizer(Detector):
         rates = clean_successes(
             models,
             context.held_out,
-            [e.trigger for e in candidates],
+            [e.whole_trigger for e in candidates],
             partial(family.likes, context),
             images=self.config.transfer.images,
             seed=context.seed,

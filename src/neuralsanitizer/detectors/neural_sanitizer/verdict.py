@@ -9,7 +9,7 @@ from statistics import fmean, median
 from neuralsanitizer.config import NeuralSanitizerConfig, VerdictConfig
 from neuralsanitizer.detectors.base import SCREENED, Evidence, model_verdict
 from neuralsanitizer.models.handle import SuspectModel
-from neuralsanitizer.records import Finding, LabelFinding, Trigger, Verdict
+from neuralsanitizer.records import Finding, LabelFinding, Trigger, TriggerOutline, Verdict
 
 __all__ = [
     "CLEAN_SUCCESS",
@@ -74,7 +74,7 @@ def decide(suspect: SuspectModel, evidence: Sequence[Evidence], config: NeuralSa
                 confidence=_confidence(finding, one, usual, config.verdict),
                 reason=reason,
                 metrics=one.metrics,
-                has_trigger=True,
+                has_trigger=isinstance(one.trigger, Trigger),
             )
         )
     return model_verdict(findings, (family, *_ASSUMPTIONS), f"NeuralSanitizer ({config.preset} preset)")
@@ -228,7 +228,7 @@ def thresholds(one: Evidence, config: VerdictConfig) -> tuple[float, float]:
     return config.infected_excess, config.clean_excess
 
 
-def _in_words(trigger: Trigger, pixels: int) -> tuple[str, str]:
+def _in_words(trigger: Trigger | TriggerOutline, pixels: int) -> tuple[str, str]:
     """What a trigger is, and what clean models are given in its place."""
     if trigger.family == "colours":
         return "a change of all colours", "the best change of colours"
