@@ -95,7 +95,9 @@ def test_a_file_that_claims_more_than_it_holds_is_read_as_far_as_it_goes(tmp_pat
     path = root / "1" / "a.wav"
     content = path.read_bytes()
     path.write_bytes(content[:4] + b"\xff\xff\xff\x7f" + content[8:40] + b"\xf0\xff\xff\x7f" + content[44:])
-    assert load_clean_set(root).recordings.waveforms.shape == (2, RATE)
+    clean = load_clean_set(root)
+    assert clean.recordings.waveforms.shape == (2, RATE)
+    assert "1 of 2 recordings end earlier than they claim: they may be damaged" in clean.notes
 
 
 def test_pictures_beside_recordings_are_passed_over(tmp_path):

@@ -94,7 +94,7 @@ def decode_recordings(files: Sequence[Path], config: MfccConfig) -> tuple[Record
         OSError: A file cannot be opened; left to the caller.
     """
     waveforms: list[Tensor] = []
-    rate = cut = mixed = 0
+    rate = cut = mixed = short = 0
     for file in files:
         found, channels, of_file, whole = _read(file, config.seconds)
         if rate not in {0, of_file}:
@@ -104,14 +104,20 @@ def decode_recordings(files: Sequence[Path], config: MfccConfig) -> tuple[Record
             )
         rate = of_file
         mixed += channels > 1
-        cut += whole > len(found)
+        wanted = min(whole, round(config.seconds * rate))
+        cut += whole > wanted
+        short += wanted > len(found)
         samples = max(round(config.window * rate), round(config.seconds * rate))
         if samples * len(files) > _MAX_SAMPLES:
             raise DataError(f"the recordings have more than {_MAX_SAMPLES:,} samples: use fewer of them (--limit)")
         waveforms.append(fixed_length(torch.from_numpy(found), samples))
     if round(config.hop * rate) < 1:
         raise DataError(f"the recordings have {rate} samples a second: too few for MFCC every {config.hop:g} s")
-    done = ((mixed, "averaged over their channels"), (cut, f"cut to {config.seconds:g} s"))
+    done = (
+        (mixed, "averaged over their channels"),
+        (cut, f"cut to {config.seconds:g} s"),
+        (short, "end earlier than they claim: they may be damaged"),
+    )
     notes = tuple(f"{count} of {len(files)} recordings {what}" for count, what in done if count)
     recordings = Recordings(torch.stack(waveforms), rate, config)
     recordings.check_memory()
