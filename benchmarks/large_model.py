@@ -23,6 +23,7 @@ from neuralsanitizer import CleanSet, SuspectModel, scan
 from neuralsanitizer.benchmark.speed import floors
 from neuralsanitizer.cli.console import progress_bar
 from neuralsanitizer.config import NeuralSanitizerConfig, neural_sanitizer_config
+from neuralsanitizer.detectors.base import SCREENED
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.execution.progress import Progress
 from neuralsanitizer.models import architectures
@@ -61,13 +62,15 @@ def main() -> None:
     shown = len(saved.run.references) * sum(usual.references.fresh_cycles) * usual.references.fresh_batch
     training = shown * floors(suspect, clean)["train"]
     short = clock["screen"] / args.some * args.labels
-    long = (clock["total"] - clock["screen"] - clock["references"]) / args.some
+    looks = sum(SCREENED not in finding.metrics for finding in saved.run.verdict.labels)
+    long = (clock["total"] - clock["screen"] - clock["references"]) / looks
     share = usual.screen.least_share if usual.screen else 1.0
     told = {
         "architecture": args.arch,
         "labels": args.labels,
         "edge": args.size,
         "scanned": args.some,
+        "long looks": looks,
         "timings": clock,
         "seconds": time.perf_counter() - started,
         "peak_mb_before": before,

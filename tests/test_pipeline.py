@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuralsanitizer import load_model
+from neuralsanitizer import load_model, storage
 from neuralsanitizer.attacks.base import measure_attack_success
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.errors import OutputError, RunError, UsageError
 from neuralsanitizer.pipeline import build_detector, detector_of, repair, scan, scan_many, verify
 from neuralsanitizer.records import Finding, Verification, to_json
-from neuralsanitizer.storage import RunFolder
+from neuralsanitizer.storage import RunFolder, write_json
 from quick import QUICK, TARGET
 
 
@@ -98,6 +98,10 @@ def test_an_interrupted_scan_goes_on_where_it_was(quick_folder, attacked, clean,
     assert recorder.notes == ["8 of 10 labels were examined before the interruption"]
     assert "reconstruct triggers (2 labels from 4 to 6)" in recorder.stages
     assert [f.finding for f in saved.run.verdict.labels] == [f.finding for f in before.run.verdict.labels]
+    # Its time is that of both sessions.
+    assert saved.run.timings["references"] == before.run.timings["references"]
+    assert before.run.timings["total"] < saved.run.timings["total"]
+    assert before.run.timings["reconstruct"] < saved.run.timings["reconstruct"] < saved.run.timings["total"]
     for label in range(10):
         close = 0.0 if label not in {4, 6} else 0.15 * before.triggers[label].size
         assert abs(saved.triggers[label].size - before.triggers[label].size) <= close
@@ -205,6 +209,24 @@ def test_a_new_repair_leaves_no_older_one_s_proof(quick_repair, tmp_path):
     assert not (folder.path / "verification.json").exists()
     folder.write_verification(proof)  # as older versions left it
     assert folder.read().verification is None
+
+
+def test_a_repair_that_was_interrupted_leaves_none(quick_repair, tmp_path, monkeypatch):
+    folder = RunFolder(shutil.copytree(quick_repair[0] / "run", tmp_path / "run"))
+    saved = folder.read()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.write_repair(saved.repair, [*saved.repair_triggers] * 2)
+    assert folder.read().repair is None
+    assert not folder.read().repair_triggers
+    write_json(folder.path / "repair.json", to_json(saved.repair))
+    with pytest.raises(RunError, match="2 triggers of a repair that removed 1"):
+        folder.read()
 
 
 def test_runs_of_other_models_are_refused(quick_folder, honest, clean):

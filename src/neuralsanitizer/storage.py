@@ -180,7 +180,8 @@ class RunFolder:
         Raises:
             OutputError: The folder cannot be written.
         """
-        _remove(self.path / "verification.json")  # first: an interruption must not leave it beside the new repair
+        for name in ("verification.json", "repair.json"):  # an interruption must not leave them beside the new triggers
+            _remove(self.path / name)
         arrays: dict[str, npt.NDArray[Any]] = {}
         for i, trigger in enumerate(triggers):
             arrays |= _trigger_arrays(trigger, i)
@@ -213,14 +214,15 @@ class RunFolder:
                 )
             )
         arrays = read_arrays(self.path / "arrays.npz")
+        repair = self._read_optional("repair.json", Repair)
         try:
             saved = SavedRun(
                 run=self._read("run.json", Run),
                 triggers={t.label: t for t in _triggers_of(arrays)},
                 examples=arrays["examples"].astype(np.uint8),
                 example_labels=arrays["example_labels"].astype(np.int64),
-                repair=self._read_optional("repair.json", Repair),
-                repair_triggers=self._read_repair_triggers(),
+                repair=repair,
+                repair_triggers=self._read_repair_triggers() if repair is not None else (),
                 verification=self._read_optional("verification.json", Verification),
                 filter=self._read_optional(_FILTER, FilterRecord),
             )
@@ -276,6 +278,8 @@ def _check_consistent(saved: SavedRun) -> None:
         heat = trigger.mask if trigger.heat is None else trigger.heat
         if trigger.pattern.shape != shape or heat.shape != shape[1:]:
             raise ValueError(f"a trigger of shape {trigger.pattern.shape} for an input of {shape}")
+    if saved.repair is not None and len(saved.repair.triggers) != len(saved.repair_triggers):
+        raise ValueError(f"{len(saved.repair_triggers)} triggers of a repair that removed {len(saved.repair.triggers)}")
     missing = set(saved.run.verdict.infected_labels) - set(saved.triggers)
     if missing:
         raise ValueError(f"no trigger of the infected labels {sorted(missing)}")

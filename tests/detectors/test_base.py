@@ -209,6 +209,15 @@ def test_a_short_look_that_was_kept_is_known_as_one():
     assert Evidence.kept(store, 3, suspect()).metrics == {}
 
 
+@pytest.mark.parametrize(
+    "kept", [{"total": -1.0}, {"total": "long"}, {"reconstruct": 5.0}, [3.0], {"total": float("inf")}]
+)
+def test_timings_that_are_damaged_are_begun_anew(kept):
+    store = MemoryStore()
+    store.put("timings", Part({}, kept))
+    assert 0 < Claims(3).scan(suspect(), rows(), store=store).timings["total"] < 600
+
+
 def test_an_outline_has_what_a_verdict_needs_and_no_arrays():
     one = Evidence.from_part(part(3))
     outlined = one.outlined()

@@ -10,7 +10,7 @@ from neuralsanitizer.detectors.base import SCREENED, Evidence
 from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer
 from neuralsanitizer.detectors.neural_sanitizer.screen import COLOUR_LEAD, by_suspicion
 from neuralsanitizer.detectors.neural_sanitizer.verdict import EXCESS
-from neuralsanitizer.execution.store import MemoryStore
+from neuralsanitizer.execution.store import FolderStore, MemoryStore
 from neuralsanitizer.records import Finding, Trigger
 from quick import QUICK, TARGET
 
@@ -55,8 +55,8 @@ def scanned(attacked, clean):
 
 
 @pytest.fixture(scope="module")
-def store():
-    return MemoryStore()
+def store(tmp_path_factory):
+    return FolderStore(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,16 @@ def test_the_infected_label_gets_the_long_look_and_most_clean_ones_do_not(found,
     chosen = found.verdict.labels[-1]
     assert whole.attack_success == pytest.approx(chosen.attack_success, abs=0.05)  # sums in another order
     assert whole.metrics == pytest.approx(chosen.metrics, abs=0.05)
+
+
+def test_what_ends_with_the_process_is_not_filled_with_short_looks(scanned, found):
+    store, kept = MemoryStore(), []
+    put = store.put
+    store.put = lambda key, part: (kept.append(key), put(key, part))
+    again = scanned(store=store)
+    assert [f.finding for f in again.verdict.labels] == [f.finding for f in found.verdict.labels]
+    assert not any(key.startswith("glance") for key in kept)
+    assert any(key.startswith("label") for key in kept)
 
 
 def test_an_interrupted_scan_keeps_short_and_long_looks(found, store, scanned, attacked):

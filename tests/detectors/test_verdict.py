@@ -231,8 +231,10 @@ def test_several_looks_count_as_their_mean_with_the_smallest_trigger():
     assert both.metrics[EXCESS] == pytest.approx(0.7)
     assert both.attack_success - both.metrics[CLEAN_SUCCESS] == pytest.approx(0.7)
     assert both.metrics["excess_spread"] == pytest.approx(0.2)
-    nothing = evidence(size=90.0, success=0.9, without=None)  # transferred: no comparison was made
+    nothing = evidence(size=20.0, success=0.9, without=None)  # transferred: no comparison was made
     assert merged([first, nothing]).metrics[EXCESS] == pytest.approx(0.3)
+    assert merged([first, nothing]).trigger is first.trigger
+    assert merged([nothing, nothing]).trigger is nothing.trigger
 
 
 def test_confidence_grows_with_the_distance_from_the_threshold():

@@ -27,11 +27,28 @@ def faults(kept):
     return int(done.stdout)
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the GNU C library's"
-)
+def takes_large_pieces():
+    """Whether the C library is GNU's, and young enough to keep pieces as large as those of the test."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    return mallopt is not None and mallopt(allocator._MMAP_THRESHOLD, allocator._LARGE) == 1
+
+
+@pytest.mark.skipif(not takes_large_pieces(), reason="the GNU C library's")
 def test_memory_that_was_freed_is_not_asked_for_again():
     assert faults("kept") < faults("usual") / 2
+
+
+def test_an_older_c_library_keeps_what_it_can(monkeypatch):
+    taken = []
+
+    class Older:
+        def mallopt(self, option, value):
+            taken.append((option, value))
+            return int(option != allocator._MMAP_THRESHOLD or value <= 1 << 25)
+
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Older())
+    assert allocator.keep_freed_memory()
+    assert taken[-2:] == [(allocator._MMAP_THRESHOLD, 1 << 25), (allocator._TRIM_THRESHOLD, 1 << 30)]
 
 
 def test_another_c_library_is_no_error(monkeypatch):

@@ -55,7 +55,7 @@ def trained(net, module, inputs, parameters):
 def test_training_from_a_module_on_is_training_with_all_before_it_frozen(name, last):
     net, other = Net(last=last), Net(last=copy.deepcopy(last))
     before = copy.deepcopy(net.state_dict())
-    suffix = suffix_of(net, name, IMAGES)
+    suffix = suffix_of(net, [f"{name}.weight"], IMAGES)
     part = trained(net, suffix.module, suffix.features, net.get_submodule(name).parameters())
     whole = trained(other, other, IMAGES, other.get_submodule(name).parameters())
     for key, value in whole.items():
@@ -77,7 +77,32 @@ def test_training_from_a_module_on_is_training_with_all_before_it_frozen(name, l
     ],
 )
 def test_a_network_that_cannot_be_parted_is_not(net, name):
-    assert suffix_of(net, name, IMAGES) is None
+    assert suffix_of(net, [f"{name}.weight"], IMAGES) is None
+
+
+def test_dropout_is_seen_in_small_probabilities_too():
+    """Of 1,307 labels all outputs are near zero, and so are all differences."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 160), nn.Dropout(0.5), nn.Linear(160, 1307), nn.Softmax(dim=1))
+    assert suffix_of(net, ["3.weight"], IMAGES) is None
+    net[2] = nn.Identity()
+    assert suffix_of(net, ["3.weight"], IMAGES) is not None
+
+
+def test_what_is_trained_is_not_left_out():
+    class NormFirst(Net):
+        """Declares the normalisation of a layer before its convolution: it is the first name, and runs last."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv2 = nn.GroupNorm(2, 8), nn.Conv2d(4, 8, 3)
+
+        def forward(self, x):
+            x = F.relu(self.norm(self.conv2(self.relu(self.conv1(x)))))
+            return self.out(F.relu(self.dense(torch.flatten(x, 1))))
+
+    assert suffix_of(NormFirst(), ["norm.weight"], IMAGES) is not None
+    assert suffix_of(NormFirst(), ["norm.weight", "conv2.weight"], IMAGES) is None
+    assert suffix_of(NormFirst(), [], IMAGES) is None
 
 
 def test_a_network_that_cannot_do_with_zeros_is_not_parted():
@@ -86,19 +111,19 @@ def test_a_network_that_cannot_do_with_zeros_is_not_parted():
             x = self.conv1(x).add_(1.0)  # in place, on what has one number for all places
             return self.out(F.relu(self.dense(torch.flatten(self.conv2(x), 1))))
 
-    assert suffix_of(Overwrites(), "dense", IMAGES) is None
+    assert suffix_of(Overwrites(), ["dense.weight", "dense.bias"], IMAGES) is None
 
 
 def test_features_that_would_fill_the_memory_are_not_kept(monkeypatch):
     monkeypatch.setattr("neuralsanitizer.models.suffix._MOST_BYTES", 70 * 8 * 8 * 8 * 4 - 1)
-    assert suffix_of(Net(), "dense", IMAGES) is None
+    assert suffix_of(Net(), ["dense.weight", "dense.bias"], IMAGES) is None
 
 
 def test_the_network_stays_as_it_is_and_draws_what_it_would_have_drawn():
     net = Net(last=nn.BatchNorm1d(16)).eval()
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     says = net(IMAGES)
-    assert suffix_of(net, "dense", IMAGES) is not None
+    assert suffix_of(net, ["dense.weight", "dense.bias"], IMAGES) is not None
     assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
     assert not net.training
     assert torch.equal(torch.get_rng_state(), state)

@@ -25,7 +25,7 @@ from neuralsanitizer.benchmark.score import (
     score_scan,
 )
 from neuralsanitizer.data import CleanSet
-from neuralsanitizer.detectors.base import Detector, Evidence
+from neuralsanitizer.detectors.base import LOST, SCREENED, Detector, Evidence
 from neuralsanitizer.detectors.neural_sanitizer import kept_reference
 from neuralsanitizer.errors import UsageError
 from neuralsanitizer.execution.executors import Executor
@@ -142,9 +142,13 @@ class Bench:
             raise UsageError(f"{folder.path} was measured with other settings: remove {path}, and run the case again")
         attacked = self._trained(case)
         store = FolderStore(folder.state)
-        kept = [Evidence.kept(store, f.label, attacked.model) for f in saved.run.verdict.labels]
-        evidence = [one for one in kept if one is not None]
-        if len(evidence) != len(kept):
+        evidence, lost = [], False
+        for finding in saved.run.verdict.labels:
+            one = Evidence.kept(store, finding.label, attacked.model)
+            lost = lost or one is None or LOST in finding.metrics
+            if one is not None:
+                evidence.append(one.outlined() if SCREENED in one.metrics else one)
+        if lost:
             raise UsageError(f"{folder.path} lacks what was measured of some labels: remove {path}, and run it again")
         run = saved.run
         if evidence:

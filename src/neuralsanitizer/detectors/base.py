@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ __all__ = [
 GLANCE = "glance"
 """Kind of the parts that a short look leaves; those of a long one are of the kind ``label``."""
 _LABEL = "label"
+_TIMINGS, _TOTAL = "timings", "total"
 
 SCREENED = "screened_out"
 """Name of the metric: 1.0 where a label had a short look only, after which others were more suspicious."""
@@ -200,6 +202,7 @@ class Context:
         progress: Where to say how far it is.
         store: Where finished parts are kept.
         clock: Seconds by stage, summed over workers.
+        began: When the scan began, by :func:`time.perf_counter`; of one that goes on, earlier by what it took before.
         executor: Where shards are worked on.
     """
 
@@ -210,6 +213,7 @@ class Context:
     progress: Progress
     store: Store
     clock: dict[str, float]
+    began: float = field(default_factory=time.perf_counter)
     executor: Executor = field(default_factory=LocalExecutor)
 
     @contextmanager
@@ -221,6 +225,15 @@ class Context:
         finally:
             STAGE.reset(token)
             self.clock[stage] = self.clock.get(stage, 0.0) + time.perf_counter() - started
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage, and in ``total``."""
+        return {**self.clock, _TOTAL: time.perf_counter() - self.began}
+
+    def keep_timings(self) -> None:
+        """Keep what the scan took so far, for the case that it is interrupted and goes on."""
+        self.store.put(_TIMINGS, Part({}, self.timings))
 
     def elsewhere(self) -> Context:
         """The same for a worker in another process: it keeps and tells nothing by itself."""
@@ -321,24 +334,21 @@ class Detector(ABC):
         wanted = _validate(suspect, clean, labels)
         suspect.recognise_output(clean.images[:8])
         check = self_check(suspect, clean, self.self_check_config)
-        clock: dict[str, float] = {}
         if not check.passed:
-            clock["total"] = time.perf_counter() - started
-            return Scan(_inconclusive(check.note), {}, (), check, clock)
+            return Scan(_inconclusive(check.note), {}, (), check, {_TOTAL: time.perf_counter() - started})
         held_out, work = clean.split([self.self_check_config.held_out_share], derive_seed(seed, "held-out"))
-        progress = progress or NoProgress()
-        context = Context(suspect, work, held_out, seed, progress, store or MemoryStore(), clock)
-        context = replace(context, executor=executor or context.executor)
+        progress, store = progress or NoProgress(), store or MemoryStore()
+        before = _timings_kept(store)
+        began = started - before.pop(_TOTAL, 0.0)
+        context = Context(suspect, work, held_out, seed, progress, store, before, began, executor or LocalExecutor())
         try:
             prepared, references = self.prepare(context)
         except CannotJudgeError as error:
-            clock["total"] = time.perf_counter() - started
-            return Scan(_inconclusive(str(error)), {}, error.references, check, clock)
+            return Scan(_inconclusive(str(error)), {}, error.references, check, context.timings)
         evidence = self._examine_all(context, prepared, wanted)
         verdict = self.conclude(suspect, evidence, clean)
-        clock["total"] = time.perf_counter() - started
         triggers = {e.trigger.label: e.trigger for e in evidence if isinstance(e.trigger, Trigger)}
-        return Scan(verdict, triggers, references, check, clock)
+        return Scan(verdict, triggers, references, check, context.timings)
 
     def conclude(self, suspect: SuspectModel, evidence: Sequence[Evidence], clean: CleanSet) -> Verdict:
         """Judge, and leave open what too few clean images speak for.
@@ -377,8 +387,10 @@ class Detector(ABC):
         for shard, made in worked_on(context, make, shards, f"examine {len(missing)} labels"):
             for evidence in _lost(shard) if isinstance(made, Lost) else made:
                 found[evidence.trigger.label] = evidence.outlined() if kind == GLANCE else evidence
-                if not isinstance(made, Lost):
+                # What ends with the process goes on with nothing: there short looks would but fill the memory.
+                if not isinstance(made, Lost) and (kind != GLANCE or context.store.outlives):
                     context.store.put(f"{kind}-{evidence.trigger.label}", evidence.to_part())
+            context.keep_timings()
         return [found[label] for label in labels]
 
     def _with_thin_evidence(self, verdict: Verdict, clean: CleanSet) -> Verdict:
@@ -393,6 +405,14 @@ class Detector(ABC):
             return verdict
         findings = tuple(_thin(f, int(counts[f.label]), least) if f.label in thin else f for f in verdict.labels)
         return model_verdict(findings, verdict.assumptions, self.name)
+
+
+def _timings_kept(store: Store) -> dict[str, float]:
+    """Seconds by stage, and in total, of a scan that was interrupted; none where what was kept of them is damaged."""
+    part = store.get(_TIMINGS)
+    kept = part.meta if part is not None and isinstance(part.meta, dict) else {}
+    whole = all(isinstance(s, float) and 0 <= s < math.inf for s in kept.values()) and _TOTAL in kept
+    return {str(stage): float(seconds) for stage, seconds in kept.items()} if whole else {}
 
 
 def _shards(labels: Sequence[int], largest: int, workers: int) -> list[Sequence[int]]:

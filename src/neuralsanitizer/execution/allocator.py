@@ -26,8 +26,10 @@ def keep_freed_memory() -> bool:
         set_option = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library; on Windows there is no library without a name
         return False
-    return bool(set_option(_MMAP_THRESHOLD, _LARGE)) and bool(set_option(_TRIM_THRESHOLD, _LARGE))
+    mapped = set_option(_MMAP_THRESHOLD, _LARGE) or set_option(_MMAP_THRESHOLD, _LARGEST_OF_OLD)
+    return bool(mapped) and bool(set_option(_TRIM_THRESHOLD, _LARGE))
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
 _LARGE = 1 << 30  # bytes; networks' results are smaller
+_LARGEST_OF_OLD = 1 << 25  # older GNU C libraries refuse more than half of a thread's heap

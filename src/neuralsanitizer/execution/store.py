@@ -28,6 +28,10 @@ class Part(NamedTuple):
 class Store(Protocol):
     """Keeps parts by key."""
 
+    @property
+    def outlives(self) -> bool:
+        """Whether what it keeps is there after the process."""
+
     def get(self, key: str) -> Part | None:
         """The part, or ``None`` if it is missing or damaged: then it is computed again."""
 
@@ -37,6 +41,8 @@ class Store(Protocol):
 
 class MemoryStore:
     """Keeps parts for as long as it lives."""
+
+    outlives = False
 
     def __init__(self) -> None:
         self._parts: dict[str, Part] = {}
@@ -58,6 +64,8 @@ class ReadThroughStore:
         prefix: Keys that may be looked up there.
     """
 
+    outlives = False
+
     def __init__(self, source: Store, prefix: str) -> None:
         self._source, self._prefix, self._own = source, prefix, MemoryStore()
 
@@ -76,6 +84,8 @@ class FolderStore:
     Args:
         folder: Made when the first part is kept.
     """
+
+    outlives = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -35,35 +35,39 @@ class Suffix:
     features: Tensor
 
 
-def suffix_of(module: nn.Module, name: str, inputs: Tensor, *, at_once: int = 500) -> Suffix | None:
+def suffix_of(module: nn.Module, trained: Sequence[str], inputs: Tensor, *, at_once: int = 500) -> Suffix | None:
     """What a network computes from a submodule on, in training mode, and what all inputs are there.
 
     Args:
         module: The network; left as it is.
-        name: Of the submodule.
+        trained: Names of the parameters that are to be trained. The submodule is that of the first of them.
         inputs: (N, C, H, W), normalised, on the network's device.
         at_once: Images that are shown to it at once.
 
     Returns:
         ``None`` where that would not be the same: a path goes around the submodule, it runs more than once, or what is
-        before it draws at random or looks at other images (dropout, batch normalisation); or where the features would
-        take more than a gibibyte.
+        before it draws at random, looks at other images (dropout, batch normalisation) or is to be trained as well; or
+        where the features would take more than a gibibyte.
     """
+    if not trained:
+        return None
     gpus = [inputs.device] if inputs.device.type == "cuda" else []
     with torch.random.fork_rng(gpus):  # dropout behind the submodule draws, and training is to draw what it would have
         try:
-            return _tried(module, name, inputs, at_once)
+            return _tried(module, [name.rpartition(".")[0] for name in trained], inputs, at_once)
         except Exception:  # noqa: BLE001 - the user's code may raise anything when it is fed zeros
             return None
 
 
-def _tried(module: nn.Module, name: str, inputs: Tensor, at_once: int) -> Suffix | None:
+def _tried(module: nn.Module, owners: Sequence[str], inputs: Tensor, at_once: int) -> Suffix | None:
     copied = _copy_that_shares_weights(module).train()
-    chosen = copied.get_submodule(name)
+    chosen, *others = (copied.get_submodule(name) for name in dict.fromkeys(owners))
     before, fed = _run_before(copied, chosen, inputs[:_TRIED])
     if not before or fed is None or fed[0].numel() * fed.element_size() * len(inputs) > _MOST_BYTES:
         return None
     if any(isinstance(one, _BatchNorm) for one in before):
+        return None
+    if any(one in before or list(one.children()) for one in others):
         return None
     keeper = _Keeper()
     handle = chosen.register_forward_pre_hook(keeper)
@@ -77,8 +81,10 @@ def _tried(module: nn.Module, name: str, inputs: Tensor, at_once: int) -> Suffix
     theirs = _answer(copied, inputs[tried])
     suffix = _From(copied, chosen, before, inputs.shape[1:])
     ours = _answer(suffix, features[tried])
-    # Batches of another size may be added up in another order.
-    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=_ROUNDING, atol=_ROUNDING):
+    # Batches of another size may be added up in another order. Outputs may be small, as probabilities of many labels
+    # are: what counts is by how much they differ from image to image.
+    tolerance = _ROUNDING[fast_dtype(inputs.device)] * float(theirs.std(dim=0).max())
+    if theirs.shape != ours.shape or not bool(((theirs - ours).abs() <= tolerance).all()):
         return None
     for path, submodule in copied.named_modules():  # from here on what is trained is the network's own, statistics too
         submodule._buffers = module.get_submodule(path)._buffers  # noqa: SLF001 - the mapping, not its values now
@@ -87,7 +93,8 @@ def _tried(module: nn.Module, name: str, inputs: Tensor, at_once: int) -> Suffix
 
 _TRIED = 32
 _MOST_BYTES = 1 << 30
-_ROUNDING = 1e-2  # of bfloat16; a path that is missing, or dropout, moves outputs by far more
+# Of the spread of outputs over images; a path that is missing, or dropout, moves them by about all of it.
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 @torch.no_grad()

@@ -103,9 +103,8 @@ class NeuralSanitizer(Detector):
         made: list[Reference] = []
         if not context.executor.in_process:
             self._make_elsewhere(context, plans)
-        with context.timed("references"):
-            for number, (role, plan) in enumerate(plans):
-                made += self._attempts(context, role, plan, _reference_name(number, role, plan), _ancestor(made, role))
+        for number, (role, plan) in enumerate(plans):
+            made += self._attempts(context, role, plan, _reference_name(number, role, plan), _ancestor(made, role))
         records = tuple(r.record for r in made)
         usable = [r for r in made if r.record.usable]
         if {r.record.role for r in usable} != {role for role, _ in plans}:
@@ -128,8 +127,7 @@ class NeuralSanitizer(Detector):
     ) -> list[tuple[str, Part]]:
         """A reference, and before it those that came out unusable, as the store keeps them."""
         role, plan = plans[number]
-        with context.timed("references"):
-            made = self._attempts(context, role, plan, _reference_name(number, role, plan), None)
+        made = self._attempts(context, role, plan, _reference_name(number, role, plan), None)
         parts = [(key, context.store.get(key)) for key in (f"reference-{r.record.name}" for r in made)]
         return [(key, part) for key, part in parts if part is not None]
 
@@ -147,7 +145,8 @@ class NeuralSanitizer(Detector):
             batch = super()._examine_all(context, prepared, order[first : first + screen.batch])
             looked.update({e.trigger.label: e for e in batch})
             # Where references are weak, many labels exceed them: what counts is which stand out from the others.
-            infected = decide(context.suspect, list(looked.values()), self.config).infected_labels
+            known = [e for e in looked.values() if LOST not in e.metrics]
+            infected = decide(context.suspect, known, self.config).infected_labels
             # Of a label that was lost nothing is known: it does not speak for those behind it.
             harmless = not any(LOST in e.metrics or e.trigger.label in infected for e in batch)
             if harmless and len(looked) >= screen.least_share * len(labels):
@@ -290,21 +289,23 @@ class NeuralSanitizer(Detector):
         name: str,
         ancestor: SuspectModel | None,
     ) -> Reference:
-        reference = make_reference(
-            context.suspect,
-            context.clean,
-            context.held_out,
-            plan=plan,
-            name=name,
-            role=role,
-            config=self.config.references,
-            seed=context.seed,
-            ancestor=ancestor,
-            shared=self.shared,
-            advance=context.progress.advance,
-        )
+        with context.timed("references"):
+            reference = make_reference(
+                context.suspect,
+                context.clean,
+                context.held_out,
+                plan=plan,
+                name=name,
+                role=role,
+                config=self.config.references,
+                seed=context.seed,
+                ancestor=ancestor,
+                shared=self.shared,
+                advance=context.progress.advance,
+            )
         weights = {key: value.cpu().numpy() for key, value in reference.model.module.state_dict().items()}
         context.store.put(f"reference-{name}", Part(weights, to_json(reference.record)))
+        context.keep_timings()
         return reference
 
 

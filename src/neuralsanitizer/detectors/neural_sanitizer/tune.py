@@ -158,12 +158,13 @@ def _tune(job: _Job) -> None:
     then = Schedule(config.steps, config.learning_rate)
     loss = _loss_on(student)
     trained, frozen = student.module, inputs
-    if fresh and (suffix := suffix_of(student.module, fresh[0].rpartition(".")[0], inputs)) is not None:
+    if (suffix := suffix_of(student.module, fresh, inputs)) is not None:
         trained, frozen = suffix.module, suffix.features
     # One order of the images for both phases: what is cached of them changes nothing.
     order = shuffled_batches(torch.arange(len(inputs), device=student.device), targets, config.batch, generator)
     parameters = [named[n] for n in fresh]
-    fit(trained, _looked_up(order, frozen), first, loss=loss, parameters=parameters, advance=job.advance)
+    if parameters:
+        fit(trained, _looked_up(order, frozen), first, loss=loss, parameters=parameters, advance=job.advance)
     fit(student.module, _looked_up(order, inputs), then, loss=loss, stop=accurate, advance=job.advance)
 
 

@@ -118,14 +118,15 @@ def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSan
 
 
 def merged(looks: Sequence[Evidence]) -> Evidence:
-    """What several looks at one label say together: the mean of the rates, with the smallest of the triggers.
+    """What several looks at one label say together: the mean excess, with the smallest trigger that was compared.
 
     Args:
-        looks: At least one, of the same label. A look that found nothing to compare has no excess: it counts as 0.
+        looks: At least one, of the same label. A look that found nothing to compare has no excess: it counts as 0, and
+            its trigger stands for nothing that the others found.
     """
     if len(looks) == 1:
         return looks[0]
-    kept = min(looks, key=lambda e: e.trigger.size)
+    kept = min(looks, key=lambda e: (EXCESS not in e.metrics, e.trigger.size))
     excesses = [e.metrics.get(EXCESS, 0.0) for e in looks]
     metrics = {
         **kept.metrics,
