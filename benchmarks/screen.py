@@ -5,6 +5,7 @@ first unless BENCH has them, and scans some of the labels of each: the planted o
 place of the planted label in the order in which long looks follow, and what the scan says of it; BENCH/screen.json has
 the numbers. Only the labels in front get a long look here, so the scan is short; a label's short look depends on no
 other label's, so its place among a tenth of the labels stands for its place among all. ``--every 1`` takes all.
+What the file has of other models stays there, and an interrupted scan goes on.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def main() -> None:
     if usual.screen is None:
         raise SystemExit("the default preset has no short look")
     # A first batch of a hundredth of the labels gets the long look, and another one if it holds an infected label.
-    rows = []
+    told = args.bench / "screen.json"
+    rows: dict[str, dict[str, object]] = {}
+    if told.exists():
+        rows = {row["case"]: row for row in json.loads(told.read_text()) if row["every"] == args.every}
     with progress_bar() as progress:
         bench = Bench(args.data, args.bench, torch.device("cpu"), 0, progress)
         for case in cases("attacks", [args.only]):
@@ -68,22 +72,21 @@ def main() -> None:
             glances = [Evidence.kept(store, label, attacked.model, (GLANCE,)) for label in labels]
             order = by_suspicion([glance for glance in glances if glance is not None])
             finding = next(f for f in saved.run.verdict.labels if f.label == planted)
-            rows.append(
-                {
-                    "case": case.name,
-                    "target": planted,
-                    "labels": len(labels),
-                    "place": order.index(planted) + 1,
-                    "long looks": sum(SCREENED not in f.metrics for f in saved.run.verdict.labels),
-                    "finding": finding.finding.value,
-                    "infected": list(saved.run.verdict.infected_labels),
-                    "timings": saved.run.timings,
-                }
-            )
-            progress.note(json.dumps(rows[-1]))
-            told = {"every": args.every, "environment": to_json(environment(torch.device("cpu"))), "rows": rows}
-            write_json(args.bench / "screen.json", told)
-    print(json.dumps(rows, indent=1))
+            rows[case.name] = {
+                "case": case.name,
+                "target": planted,
+                "every": args.every,
+                "labels": len(labels),
+                "place": order.index(planted) + 1,
+                "long looks": sum(SCREENED not in f.metrics for f in saved.run.verdict.labels),
+                "finding": finding.finding.value,
+                "infected": list(saved.run.verdict.infected_labels),
+                "timings": saved.run.timings,
+                "environment": to_json(environment(torch.device("cpu"))),
+            }
+            progress.note(json.dumps(rows[case.name]))
+            write_json(told, list(rows.values()))
+    print(json.dumps(list(rows.values()), indent=1))
 
 
 if __name__ == "__main__":

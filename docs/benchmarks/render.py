@@ -23,6 +23,7 @@ def rendered(page: str) -> str:
     others = {
         "speed": "\n\n".join(speed_markdown(score) for score in read_speed(FOLDER).values()),
         "formats": formats(),
+        "screen": screen(),
     }
     for name, table in {**sections(scores), **remedy_sections(read_remedies(FOLDER)), **others}.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
@@ -42,6 +43,24 @@ def formats() -> str:
         for row in told["rows"]
     ]
     return markdown_table(("format", "planted", "verdict", "infected labels"), rows)
+
+
+def screen() -> str:
+    """Where the short look puts the planted label of each model, as ``benchmarks/screen.py`` found it."""
+    rows = [
+        (
+            row["case"],
+            str(row["target"]),
+            str(row["labels"]),
+            str(row["place"]),
+            str(row["long looks"]),
+            ", ".join(map(str, row["infected"])) or "-",
+            f"{row['timings']['total']:.0f}",
+        )
+        for row in json.loads((FOLDER / "screen.json").read_text(encoding="utf-8"))
+    ]
+    head = ("model", "planted label", "labels", "its place", "long looks", "infected labels", "seconds, one core")
+    return markdown_table(head, rows)
 
 
 def main() -> None:
