@@ -156,7 +156,7 @@ def test_what_is_kept_is_not_worked_on_again(executor, attacked, clean, tmp_path
     (tmp_path / "label-1.npz").unlink()
     again = detector.scan(attacked.model, clean, seed=3, labels=LABELS, executor=executor, store=store)
     changed = {path.name for path in tmp_path.iterdir() if path.stat().st_mtime_ns != before[path.name]}
-    assert changed == {f"label-{TARGET}.npz", "label-1.npz"}
+    assert changed == {f"label-{TARGET}.npz", "label-1.npz", "timings.npz"}
     np.testing.assert_array_equal(first.triggers[3].mask, again.triggers[3].mask)
     assert again.verdict.infected_labels == (TARGET,)
 
