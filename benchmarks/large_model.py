@@ -4,8 +4,8 @@
 32x32 pixels unless ``--size`` says otherwise, and prints what it took; ``FOLDER/large_model.json`` has the numbers. The
 weights, images and labels are random, and references are trained for a few steps: what is measured is cost, and the
 verdict says nothing. The references' sum is the least that their training can take. Labels that would be compared with
-clean models cost more than these. Memory is told at each tenth of every stage: with ``--arch mnist-cnn-small --some
-2622`` all labels are scanned in minutes, and it shows whether memory grows with the labels that are done.
+clean models cost more than these. Memory is told at each tenth of every stage: with a small network, as ``--arch
+mnist-cnn-small --some 400``, it shows whether memory grows with the labels that are done.
 """
 
 from __future__ import annotations
