@@ -179,7 +179,7 @@ def test_a_reference_from_scratch_is_measured_by_the_suspects_own_skill(make, at
     with torch.no_grad():
         for parameter in lost.module.parameters():
             parameter.zero_()  # it names one label for everything, and is right on a tenth
-    weak = make(plan, fresh_cycles=(10,)).record
+    weak = make(plan, fresh_cycles=(2,)).record
     assert not weak.usable
     assert "of clean images rightly" in weak.reason
     assert make(plan, suspect=lost, fresh_cycles=(10,)).record.usable

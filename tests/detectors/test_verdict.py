@@ -218,21 +218,32 @@ def test_a_label_does_not_raise_the_bar_for_itself():
     assert decide(suspect(), looked_at, DEFAULT).infected_labels == (9,)
 
 
-@pytest.mark.parametrize(("without", "unclear"), [(0.7, False), (0.5, True), (0.3, True), (0.1, False), (None, False)])
-def test_what_is_neither_trigger_nor_patch_is_unclear(without, unclear):
-    assert is_unclear(evidence(without=without), DEFAULT) is unclear
+@pytest.mark.parametrize(
+    ("excess", "first", "later"),
+    [(0.05, False, False), (0.2, True, False), (0.4, True, True), (0.7, True, True), (0.85, False, False)],
+)
+def test_what_is_neither_trigger_nor_patch_is_looked_at_again(excess, first, later):
+    look = evidence(success=0.9, without=0.9 - excess)
+    assert is_unclear(look, DEFAULT) is first
+    assert is_unclear(merged([evidence(success=0.9, without=0.6), look]), DEFAULT) is later
+    assert not is_unclear(evidence(without=None), DEFAULT)
 
 
-def test_several_looks_count_as_their_mean_with_the_smallest_trigger():
+def test_second_looks_count_as_their_mean_with_the_smallest_trigger():
     first, second = evidence(size=60.0, success=0.9, without=0.3), evidence(size=40.0, success=1.0, without=0.2)
+    third = evidence(size=50.0, success=1.0, without=0.4)
     assert merged([first]) is first
     both = merged([first, second])
     assert both.trigger is second.trigger
-    assert both.metrics[EXCESS] == pytest.approx(0.7)
-    assert both.attack_success - both.metrics[CLEAN_SUCCESS] == pytest.approx(0.7)
+    assert both.metrics[EXCESS] == pytest.approx(0.8)  # the first chose the label: it does not count
     assert both.metrics["excess_spread"] == pytest.approx(0.2)
+    assert both.metrics["looks"] == 2
+    every = merged([first, second, third])
+    assert every.metrics[EXCESS] == pytest.approx(0.7)
+    assert every.attack_success - every.metrics[CLEAN_SUCCESS] == pytest.approx(0.7)
     nothing = evidence(size=20.0, success=0.9, without=None)  # transferred: no comparison was made
-    assert merged([first, nothing]).metrics[EXCESS] == pytest.approx(0.3)
+    assert merged([first, second, nothing]).metrics[EXCESS] == pytest.approx(0.4)
+    assert merged([first, nothing]).metrics[EXCESS] == 0
     assert merged([first, nothing]).trigger is first.trigger
     assert merged([nothing, nothing]).trigger is nothing.trigger
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform
+from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform, unit_variance
 
 
 def network():
@@ -74,3 +74,31 @@ def test_parameters_without_a_reset_are_redrawn_with_their_own_spread():
     assert not torch.equal(module.token, before)
     assert module.token.mean().item() == pytest.approx(0.5, abs=0.01)
     assert module.token.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("inputs", [torch.rand(32, 1, 8, 8), torch.rand(32, 1, 8, 8) * 100 - 7])
+def test_every_layer_gets_outputs_of_variance_one(inputs):
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU()]
+    module = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(96, 20), nn.Tanh(), nn.Linear(20, 3)).train()
+    unit_variance(module, inputs)
+    assert module.training
+    spreads, outputs = [], inputs
+    for layer in module:
+        outputs = layer(outputs)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            spreads.append(float(outputs.detach().std()))
+            assert not layer.bias.any()
+    assert spreads == pytest.approx([1.0] * 4, rel=1e-4)
+
+
+def test_layers_that_share_weights_or_say_nothing_are_left_in_peace():
+    shared = nn.Linear(4, 4)
+    silent = nn.Linear(4, 4)
+    silent.weight.data.zero_()
+    module = nn.Sequential(shared, nn.ReLU(), shared, silent)
+    unit_variance(module, torch.rand(16, 4))
+    assert float(module[:1](torch.rand(512, 4, generator=generator())).detach().std()) == pytest.approx(1.0, rel=0.3)
+    assert not silent.weight.any()
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    assert not any(layer._forward_hooks for layer in module)

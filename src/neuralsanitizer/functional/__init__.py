@@ -4,7 +4,7 @@ from neuralsanitizer.functional.intervals import wilson
 from neuralsanitizer.functional.losses import kept_contrast, pile_up, total_variation
 from neuralsanitizer.functional.metrics import attack_success
 from neuralsanitizer.functional.outliers import anomaly_indices, calibrated_threshold
-from neuralsanitizer.functional.reinitialise import reinitialise_all, reinitialise_uniform
+from neuralsanitizer.functional.reinitialise import reinitialise_all, reinitialise_uniform, unit_variance
 from neuralsanitizer.functional.stamping import mask_from_raw, raw_from_mask, recolour, stamp, stamped_with
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "stamp",
     "stamped_with",
     "total_variation",
+    "unit_variance",
     "wilson",
 ]

@@ -32,13 +32,13 @@ from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_refe
 from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     CLEAN_SUCCESS,
     EXCESS,
+    clear_excess,
     decide,
     explained,
     is_candidate,
     is_flat,
     is_unclear,
     merged,
-    thresholds,
 )
 from neuralsanitizer.errors import RunError
 from neuralsanitizer.execution.executors import Lost
@@ -214,28 +214,36 @@ class NeuralSanitizer(Detector):
         with context.timed("transfer"):
             evidence = self._measured(context, references, found)
         with context.timed("compare"):
-            return self._with_clean_successes(context, family, references, evidence)
+            return self._with_clean_successes(context, family, references, evidence, again=again)
 
     def _measured(self, context: Context, references: References, found: Sequence[Found]) -> list[Evidence]:
-        """Attack success of triggers on suspect, guides and tests, beside what is known already."""
+        """Attack success of triggers on suspect and tests, beside what is known already."""
         images, held_out, seed = self.config.transfer.images, context.held_out, context.seed
-        guides, triggers = [r.model for r in references.guides], [trigger for trigger, _ in found]
+        triggers = [trigger for trigger, _ in found]
         matrix = transfer_matrix([(r.record.name, r.model) for r in references.tests], triggers, held_out, images, seed)
-        measured = []
-        for (trigger, known), rates in zip(found, matrix.rates, strict=True):
-            on_suspect, *on_guides = success_rates([context.suspect, *guides], trigger, held_out, images, seed)
-            guided = {"success_on_guides": max(on_guides)} if on_guides else {}
-            measured.append(Evidence(trigger, on_suspect, rates, {**known, **guided}))
-        return measured
+        on_suspect = [success_rates([context.suspect], trigger, held_out, images, seed)[0] for trigger in triggers]
+        return [
+            Evidence(trigger, success, rates, known)
+            for (trigger, known), success, rates in zip(found, on_suspect, matrix.rates, strict=True)
+        ]
 
     def judge(self, suspect: SuspectModel, evidence: Sequence[Evidence]) -> Verdict:
         """Weigh attack success, transfer and size."""
         return decide(suspect, evidence, self.config)
 
     def _with_clean_successes(
-        self, context: Context, family: Family, references: References, evidence: Sequence[Evidence]
+        self,
+        context: Context,
+        family: Family,
+        references: References,
+        evidence: Sequence[Evidence],
+        *,
+        again: bool,
     ) -> list[Evidence]:
-        """Add to each label that may be infected how well the like of its trigger works on clean models."""
+        """Add to each label that may be infected how well the like of its trigger works on clean models.
+
+        Second looks are compared with all stand-ins: their mean decides, and is not to depend on which came first.
+        """
         guides, tests = [r.model for r in references.guides], [r.model for r in references.tests]
         models = stand_ins(guides, tests, family.stand_ins)
         candidates = [e for e in evidence if is_candidate(e, context.suspect.labels, self.config)]
@@ -243,7 +251,7 @@ class NeuralSanitizer(Detector):
             return list(evidence)
         labels = [e.trigger.label for e in candidates]
         # With these in sum, the mean excess over all stand-ins is that of a clean label, whatever the others say.
-        enough = [len(models) * (e.attack_success - thresholds(e, self.config.verdict)[1]) for e in candidates]
+        enough = [len(models) * (e.attack_success - clear_excess(e, self.config.verdict)) for e in candidates]
         steps = family.steps_of_like * len(labels) * len(models)
         context.progress.start(f"compare with clean models ({_range(labels)})", steps)
         rates = clean_successes(
@@ -253,7 +261,7 @@ class NeuralSanitizer(Detector):
             partial(family.likes, context),
             images=self.config.transfer.images,
             seed=context.seed,
-            settled=lambda i, known: bool(known) and sum(known) >= enough[i],
+            settled=lambda i, known: not again and bool(known) and sum(known) >= enough[i],
         )
         found = {label: fmean(of_label) for label, of_label in zip(labels, rates, strict=True)}
         return [

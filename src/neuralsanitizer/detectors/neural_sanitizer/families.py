@@ -100,13 +100,15 @@ class Patches(Family):
         again: bool = False,
     ) -> list[Found]:
         """Patches as small as can be; where labels are looked at again, the search goes on for longer."""
-        size = self.config.reconstruct.size_again if again else self.config.reconstruct.size
+        own = self.config.reconstruct
+        if again:
+            own = replace(own, images=own.images_again, size=own.size_again)
         made = reconstruct(
             context.suspect,
             guides,
             context.clean,
             labels,
-            config=replace(self.config.reconstruct, steps=steps, size=size),
+            config=replace(own, steps=steps),
             seed=context.seed,
             advance=context.progress.advance,
         )
@@ -124,15 +126,16 @@ class Patches(Family):
         seed: int,
     ) -> list[Trigger]:
         """The best patterns within the same masks."""
+        likes = self.config.counterparts
         return fit_patterns(
             model,
             guides,
             context.clean,
             triggers,
             steps=self.steps_of_like,
-            config=self.config.reconstruct,
+            config=replace(self.config.reconstruct, images=likes.images, alpha=likes.alpha),
             seed=seed,
-            enough=self.config.counterparts.enough,
+            enough=likes.enough,
             advance=context.progress.advance,
         )
 
@@ -148,7 +151,8 @@ class Colours(Family):
     looks_again = 0
 
     def __init__(self, config: NeuralSanitizerConfig, own: ColourConfig) -> None:
-        self.constraint, self.own, self.enough = config.reconstruct, own, config.counterparts.enough
+        self.constraint = replace(config.reconstruct, images=own.images)
+        self.own, self.enough = own, config.counterparts.enough
         self.steps, self.steps_of_like = own.steps, own.steps_of_like
         self.stand_ins = own.stand_ins
 

@@ -27,7 +27,7 @@ from neuralsanitizer.config import ReferenceConfig, ReferencePlan
 from neuralsanitizer.data.clean_set import CleanSet
 from neuralsanitizer.data.sampling import derive_seed, mixed_images
 from neuralsanitizer.execution.store import Part, Store
-from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform
+from neuralsanitizer.functional import reinitialise_all, reinitialise_uniform, unit_variance
 from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.handle import SuspectModel
 from neuralsanitizer.models.layers import layers_of
@@ -178,10 +178,20 @@ def _looked_up(order: Sampler, images: Tensor) -> Sampler:
     return sample
 
 
+def _begin_afresh(job: _Job) -> None:
+    """Fresh weights, scaled so that signals neither fade nor grow on their way through the network."""
+    student = job.student
+    reinitialise_all(student.module, job.generator)
+    unit_variance(student.module, student.normalise(job.clean.images[:_IMAGES_TO_SCALE_BY].to(student.device)))
+
+
+_IMAGES_TO_SCALE_BY = 64
+
+
 def _train_from_scratch(job: _Job) -> None:
     """Fresh weights, true labels, on shifted images: few images would be learnt by heart otherwise."""
     student, shared = job.student, job.shared
-    reinitialise_all(student.module, job.generator)
+    _begin_afresh(job)
     key = f"scratch-{_everything_that_matters(job)}" if shared is not None else ""
     if shared is not None and (kept := shared.get(key)) is not None:
         student.module.load_state_dict({name: torch.from_numpy(value) for name, value in kept.arrays.items()})
@@ -200,7 +210,8 @@ def _everything_that_matters(job: _Job) -> str:
     student, config, digest = job.student, job.config, hashlib.sha256()
     with torch.no_grad():
         says = student(job.clean.images[:_IMAGES_TO_TELL_CODE].to(student.device))
-    schedule = (config.fresh_batch, config.fresh_cycles, config.fresh_learning_rate, config.enough_agreement)
+    enough = (config.enough_agreement, config.enough_images)
+    schedule = (config.fresh_batch, config.fresh_cycles, config.fresh_learning_rate, *enough)
     facts = (student.module, student.preprocessing, student.output, schedule, config.largest_shift)
     machine = (torch.__version__, student.device.type, fast_dtype(student.device))
     digest.update(repr((facts, machine)).encode())
@@ -216,7 +227,7 @@ _IMAGES_TO_TELL_CODE = 8
 
 def _distil(job: _Job) -> None:
     """Fresh weights, the suspect's probabilities on mixed-up images."""
-    reinitialise_all(job.student.module, job.generator)
+    _begin_afresh(job)
     _fit_cycles(job, job.config.fresh_cycles, _named_by_suspect(job), mixing=_MIXING, teach=_teacher(job))
 
 
@@ -225,7 +236,7 @@ def _derive(job: _Job) -> None:
     if job.ancestor is None:
         _distil(job)
         return
-    reinitialise_all(job.student.module, job.generator)
+    _begin_afresh(job)
     with torch.no_grad():
         inherited = dict(job.ancestor.module.named_parameters())
         for name, parameter in job.student.module.named_parameters():
@@ -259,11 +270,12 @@ def _fit_cycles(
         with torch.no_grad(), autocast(student.device, fast_dtype(student.device)):
             return student.normalise(inputs), teach(inputs, truth)
 
-    wanted = wanted.to(student.device)
+    check = torch.randperm(len(images), generator=generator)[: config.enough_images].to(student.device)
+    wanted = wanted.to(student.device)[check]
     for steps in cycles:
         schedule = Schedule(steps, config.fresh_learning_rate, one_cycle=True)
         fit(student.module, sample, schedule, loss=_loss_on(student), advance=job.advance)
-        if float((student.predict(images) == wanted).float().mean()) >= config.enough_agreement:
+        if float((student.predict(images[check]) == wanted).float().mean()) >= config.enough_agreement:
             break
 
 

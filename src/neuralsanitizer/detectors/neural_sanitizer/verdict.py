@@ -15,6 +15,7 @@ __all__ = [
     "CLEAN_SUCCESS",
     "CONTRAST",
     "EXCESS",
+    "clear_excess",
     "decide",
     "explained",
     "is_candidate",
@@ -29,6 +30,9 @@ CLEAN_SUCCESS = "success_without_backdoor"
 
 EXCESS = "excess"
 """Name of the metric: attack success on the suspect, less ``success_without_backdoor``."""
+
+_LOOKS = "looks"
+"""Name of the metric: how many looks at a label count together; missing where there was one."""
 
 CONTRAST = "contrast"
 """Name of the metric: share of the images' contrast that a change of colours keeps."""
@@ -92,8 +96,15 @@ def is_flat(metrics: Mapping[str, float], config: NeuralSanitizerConfig) -> bool
 
 def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
     """Whether a label should be looked at again: its excess is neither that of a trigger nor that of a patch."""
-    verdict = config.verdict
-    return verdict.clean_excess < evidence.metrics.get(EXCESS, 0.0) < verdict.unclear_excess
+    least, most = config.verdict.unclear
+    if _LOOKS in evidence.metrics:
+        least = config.verdict.still_unclear
+    return least < evidence.metrics.get(EXCESS, 0.0) < most
+
+
+def clear_excess(evidence: Evidence, config: VerdictConfig) -> float:
+    """Up to which excess a label is clean at the first look."""
+    return config.clean_excess_of_colours if evidence.trigger.family == "colours" else config.unclear[0]
 
 
 def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSanitizerConfig) -> Evidence:
@@ -118,21 +129,23 @@ def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSan
 
 
 def merged(looks: Sequence[Evidence]) -> Evidence:
-    """What several looks at one label say together: the mean excess, with the smallest trigger that was compared.
+    """What several looks at one label say together: the mean excess of all but the first, with the smallest trigger.
 
     Args:
-        looks: At least one, of the same label. A look that found nothing to compare has no excess: it counts as 0, and
-            its trigger stands for nothing that the others found.
+        looks: At least one, of the same label. Where there are several, the first one chose the label by its excess,
+            which is too high then more often than too low. A look that found nothing to compare has no excess: it
+            counts as 0, and its trigger stands for nothing that the others found.
     """
     if len(looks) == 1:
         return looks[0]
     kept = min(looks, key=lambda e: (EXCESS not in e.metrics, e.trigger.size))
     excesses = [e.metrics.get(EXCESS, 0.0) for e in looks]
+    excess = fmean(excesses[1:])
     metrics = {
         **kept.metrics,
-        EXCESS: fmean(excesses),
-        CLEAN_SUCCESS: kept.attack_success - fmean(excesses),  # so that the two still differ by the excess
-        "looks": float(len(looks)),
+        EXCESS: excess,
+        CLEAN_SUCCESS: kept.attack_success - excess,  # so that the two still differ by the excess
+        _LOOKS: float(len(looks)),
         "excess_spread": max(excesses) - min(excesses),
     }
     return replace(kept, metrics=metrics)
