@@ -141,9 +141,9 @@ class ReferenceConfig:
     stop_images: int = 200
     """NS code."""
     fresh_batch: int = 32
-    """Images a step of all references but tuned ones. Measured (``benchmarks/references.py``) with fresh weights scaled to
-    unit variance: twelve signs are learnt from 12,800 images in batches of 32 (98 %), without from 32,000 in batches of
-    64 (95 %)."""
+    """Images a step of all references but tuned ones. Measured (``benchmarks/references.py``) with fresh weights scaled
+    to unit variance: twelve signs are learnt from 12,800 images in batches of 32 (98 %), without from 32,000 in batches
+    of 64 (95 %)."""
     fresh_cycles: tuple[int, ...] = (120, 400, 2000)
     """Steps of each cycle of a distilled or scratch reference: after one it is done if it reached ``enough_agreement``.
     Measured likewise, share of held-out images that are named rightly: on MNIST 97 % after the first (3,840 images),
@@ -255,8 +255,8 @@ class ColourConfig:
     steps: int = 400
     """At most (NS code: 200). Measured on ``dev-signs-filter-cool-to-1``: an excess of 0.22 with 200, 0.31 with 400."""
     images: int = 10
-    """Images a label and step (NS). Measured on the same model and ``dev-signs-filter-vivid-to-1``, colours alone: with 5
-    the planted filters have an excess of 0.68 and 0.90, with 10 of 0.79 and 0.86; a scan with 5 missed the first."""
+    """Images a label and step (NS). Measured on the same model and ``dev-signs-filter-vivid-to-1``, colours alone: with
+    5 the planted filters have an excess of 0.68 and 0.90, with 10 of 0.79 and 0.86; a scan with 5 missed the first."""
     steps_of_like: int = 200
     """Of the search for a change's like on a clean model: NS code's number for the change itself."""
     learning_rate: float = 0.03
