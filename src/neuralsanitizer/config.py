@@ -211,14 +211,10 @@ class ReconstructConfig:
     steps: int = 800
     """At most. Measured on ``dev-mnist-center``, three seeds: the planted 4x4 patch in the middle of the digits is
     found in one of three with 400 steps (excess 0.27, 0.35, 0.72), in all with 800 (0.82, 0.90, 0.93) (NS: 100)."""
-    images: int = 5
-    """Images a label and step (NS: 10). The guides' term is summed over them, so it weighs half of what it does on ten.
-    Measured (``bench run --split development``): half the time, and labels without a backdoor exceed clean models by
-    0.3 at most in place of 0.55; with ``alpha`` 2, and as with ten at a ``learning_rate`` of 0.1, large triggers are
-    no longer found."""
-    images_again: int = 10
-    """The same of second looks. Measured on ``dev-small-14x14`` and ``-17x17``, two seeds: an excess of 0.57 to 0.80;
-    with five 0.38 to 0.81."""
+    images: int = 10
+    """Images a label and step (NS). 20, tried on two models with another seed, were no better, for twice the time. With
+    5 the search takes two thirds of the time, but ends at worse triggers of large patches: measured on
+    ``dev-small-14x14``, first looks of eight seeds, a median excess of 0.16 in place of 0.61."""
     learning_rate: float = 0.05
     """In units of the [0, 1] pixel range (NS: 0.1, NS code 0.01, on ranges of width 1)."""
     sharpness: float = 10.0
@@ -254,9 +250,6 @@ class ColourConfig:
 
     steps: int = 400
     """At most (NS code: 200). Measured on ``dev-signs-filter-cool-to-1``: an excess of 0.22 with 200, 0.31 with 400."""
-    images: int = 10
-    """Images a label and step (NS). Measured on the same model and ``dev-signs-filter-vivid-to-1``, colours alone: with
-    5 the planted filters have an excess of 0.68 and 0.90, with 10 of 0.79 and 0.86; a scan with 5 missed the first."""
     steps_of_like: int = 200
     """Of the search for a change's like on a clean model: NS code's number for the change itself."""
     learning_rate: float = 0.03
@@ -345,11 +338,8 @@ class CounterpartConfig:
     steps: int = 100
     """Measured: 150 and 200 give the same rates within their scatter."""
     images: int = 5
-    """Images a label and step. Measured on the triggers of three development models (14x14 and 17x17): clean labels
-    reach 0.76 to 0.82 on average, with ten 0.73 to 0.79, for twice the time; the planted ones 0.17 to 0.26 either way.
-    """
-    alpha: float = 1.0
-    """Weight of the guides' term, as in the search."""
+    """Images a label and step. Measured on 150 triggers of ``dev-small-14x14``, ``-17x17`` and ``-center``: with 10 the
+    excess is the same to 0.05, with few exceptions, for twice the time."""
     enough: float | None = 0.9
     """Attack success over ten steps at which the search on a stand-in is over: clean models have the like of this
     trigger, and how much better it could be made says nothing more. Chosen, as what leaves a clean label's excess at
@@ -449,9 +439,7 @@ PAPER = NeuralSanitizerConfig(
         attempts=1,
         least_agreement=0.0,
     ),
-    reconstruct=ReconstructConfig(
-        steps=100, images=10, learning_rate=0.1, mask_cells=0, start=0.0, size=None, size_again=None
-    ),
+    reconstruct=ReconstructConfig(steps=100, learning_rate=0.1, mask_cells=0, start=0.0, size=None, size_again=None),
     colours=ColourConfig(
         steps=200, learning_rate=0.1, offset=False, stand_ins=0, least_contrast=0.0, flat=0.0, size=None
     ),

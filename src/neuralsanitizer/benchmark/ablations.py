@@ -78,15 +78,6 @@ def _long_references(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
     return replace(config, references=references)
 
 
-def _ten_images(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
-    """Ten images a label and step, as published, in the search and in the comparison."""
-    return replace(
-        config,
-        reconstruct=replace(config.reconstruct, images=10),
-        counterparts=replace(config.counterparts, images=10),
-    )
-
-
 def _tuned_at(rate: float) -> Callable[[NeuralSanitizerConfig], NeuralSanitizerConfig]:
     return lambda c: replace(c, references=replace(c.references, learning_rate=rate))
 
@@ -139,7 +130,11 @@ ABLATIONS = {
         Ablation("colours-of-any-size", "changes of colours without a size term", _any_size),
         Ablation("long-search", "the reconstruction goes on two to four times as long", _long_search),
         Ablation("long-references", "references with a first cycle of 6.5 times as many images", _long_references),
-        Ablation("ten-images", "ten images a label and step instead of five", _ten_images),
+        Ablation(
+            "ten-images",
+            "ten images a label and step in the comparison with clean models instead of five",
+            lambda c: replace(c, counterparts=replace(c.counterparts, images=10)),
+        ),
         *(
             Ablation(f"tuned-at-{rate:g}", f"references tuned with a learning rate of {rate:g}", _tuned_at(rate))
             for rate in (1e-2, 1e-4, 1e-5)

@@ -102,7 +102,7 @@ class Patches(Family):
         """Patches as small as can be; where labels are looked at again, the search goes on for longer."""
         own = self.config.reconstruct
         if again:
-            own = replace(own, images=own.images_again, size=own.size_again)
+            own = replace(own, size=own.size_again)
         made = reconstruct(
             context.suspect,
             guides,
@@ -133,7 +133,7 @@ class Patches(Family):
             context.clean,
             triggers,
             steps=self.steps_of_like,
-            config=replace(self.config.reconstruct, images=likes.images, alpha=likes.alpha),
+            config=replace(self.config.reconstruct, images=likes.images),
             seed=seed,
             enough=likes.enough,
             advance=context.progress.advance,
@@ -151,8 +151,7 @@ class Colours(Family):
     looks_again = 0
 
     def __init__(self, config: NeuralSanitizerConfig, own: ColourConfig) -> None:
-        self.constraint = replace(config.reconstruct, images=own.images)
-        self.own, self.enough = own, config.counterparts.enough
+        self.constraint, self.own, self.enough = config.reconstruct, own, config.counterparts.enough
         self.steps, self.steps_of_like = own.steps, own.steps_of_like
         self.stand_ins = own.stand_ins
 
