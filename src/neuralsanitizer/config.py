@@ -140,15 +140,19 @@ class ReferenceConfig:
     """NS code: stop once a check of 200 images exceeds it."""
     stop_images: int = 200
     """NS code."""
+    output_scale: float = 0.3
+    """Standard deviation of the outputs of fresh weights that are scaled to unit variance. Measured on
+    ``dev-small-14x14`` and ``-17x17``, first looks of eight seeds: with 1 the planted labels exceed references by -0.03
+    to 0.72 and 0.49 to 0.83, of the others none by more than 0.40; with 0.3 by 0.28 to 0.93 and 0.55 to 0.83, the
+    others by 0.47; with 0.1 by 0.45 to 0.93 and 0.67 to 0.84, the others by 0.71, which is what torch's weights give.
+    Twelve signs are learnt to 98 %, 96 to 98 % and 89 to 98 %, and not at all with torch's weights."""
     fresh_batch: int = 32
-    """Images a step of all references but tuned ones. Measured (``benchmarks/references.py``) with fresh weights scaled
-    to unit variance: twelve signs are learnt from 12,800 images in batches of 32 (98 %), without from 32,000 in batches
-    of 64 (95 %)."""
+    """Images a step of all references but tuned ones (``benchmarks/references.py``). With torch's own fresh weights
+    twelve signs need 32,000 images in batches of 64 for 95 %."""
     fresh_cycles: tuple[int, ...] = (120, 400, 2000)
     """Steps of each cycle of a distilled or scratch reference: after one it is done if it reached ``enough_agreement``.
-    Measured likewise, share of held-out images that are named rightly: on MNIST 97 % after the first (3,840 images),
-    on twelve labels of GTSRB 98 to 99 % after the second, on 1,307 labels 65 and 69 % after the third (with 1,000 steps
-    in place of 2,000: 42 and 48 %)."""
+    Measured likewise, share of held-out images that are named rightly: on MNIST 96 to 97 % after the first (3,840
+    images), on twelve labels of GTSRB 96 to 98 % after the second."""
     derived_cycles: tuple[int, ...] = (100, 200)
     """Likewise of a derived reference, whose ancestor is the first distilled one of the same role. Measured: 300 steps
     reach on GTSRB what a fresh network needs 1,000 for."""
@@ -388,9 +392,9 @@ class VerdictConfig:
     restarts: int = 2
     """How often a label is looked at again, with other starts and the references in other roles, whose excess is within
     ``unclear``. The mean of the second looks alone counts then: the first one chose the label."""
-    unclear: tuple[float, float] = (0.12, 0.8)
-    """Excess from which and up to which a label is looked at again. Measured (``bench run --split development``): a
-    planted 14x14 patch had 0.14 at the first look and 0.81 at the second; labels of clean models come to 0.3."""
+    unclear: tuple[float, float] = (0.25, 0.8)
+    """Excess from which and up to which a label is looked at again. Measured on ``dev-small-14x14`` and ``-17x17``,
+    first looks of eight seeds: the planted labels have 0.28 and more, one in five of the others does."""
     still_unclear: float = 0.35
     """From this excess on, and up to the same as before, a third look follows the second. Measured likewise: planted
     triggers had 0.54 and more at the second look."""

@@ -191,7 +191,7 @@ def test_the_paper_preset_makes_its_seven_references():
 
 
 def test_labels_reconstructed_together_or_alone_come_out_alike(attacked, clean, distilled):
-    config = ReconstructConfig(steps=20, images=10)
+    config = ReconstructConfig(steps=9)  # the tenth would ask whether the goal is held: a close call may go either way
     labels = [TARGET, 1, 4]
     together = reconstruct(attacked.model, [distilled.model], clean, labels, config=config, seed=2)
     alone = [
@@ -199,11 +199,12 @@ def test_labels_reconstructed_together_or_alone_come_out_alike(attacked, clean, 
     ]
     split = reconstruct(attacked.model, [distilled.model], clean, labels, config=replace(config, label_batch=2), seed=2)
     for a, b, c in zip(together, alone, split, strict=True):
-        # Sums in another order differ in their last bits, which the steps amplify: after 20 to 0.03, where masks of
-        # another seed differ by 0.1 and more (measured); after 60 another look may be the one that is kept.
+        # Sums in another order differ in their last bits, which the steps amplify.
         assert a.trigger.label == b.trigger.label == c.trigger.label
-        assert np.abs(a.trigger.mask - b.trigger.mask).mean() < 0.05
-        assert np.abs(a.trigger.mask - c.trigger.mask).mean() < 0.05
+        assert np.abs(a.trigger.mask - b.trigger.mask).mean() < 0.02
+        assert np.abs(a.trigger.mask - c.trigger.mask).mean() < 0.02
+    (other,) = reconstruct(attacked.model, [distilled.model], clean, labels[:1], config=config, seed=3)
+    assert np.abs(together[0].trigger.mask - other.trigger.mask).mean() > 0.02
 
 
 def test_where_the_trigger_lies_a_clean_model_cannot_be_fooled(attacked, clean, unseen, distilled, make):

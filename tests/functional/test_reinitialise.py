@@ -92,6 +92,14 @@ def test_every_layer_gets_outputs_of_variance_one(inputs):
     assert spreads == pytest.approx([1.0] * 4, rel=1e-4)
 
 
+def test_the_outputs_may_be_smaller():
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    inputs = torch.rand(64, 4, generator=generator())
+    unit_variance(module, inputs, 0.3)
+    assert float(module[0](inputs).detach().std()) == pytest.approx(1.0, rel=1e-4)
+    assert float(module(inputs).detach().std()) == pytest.approx(0.3, rel=1e-4)
+
+
 def test_layers_that_share_weights_or_say_nothing_are_left_in_peace():
     shared = nn.Linear(4, 4)
     silent = nn.Linear(4, 4)

@@ -63,7 +63,7 @@ def reinitialise_all(module: nn.Module, generator: Generator) -> None:
 
 
 @torch.no_grad()
-def unit_variance(module: nn.Module, inputs: Tensor) -> None:
+def unit_variance(module: nn.Module, inputs: Tensor, output_scale: float = 1.0) -> None:
     """Scale fresh weights, in place, so that every layer's outputs have variance 1 on some inputs; biases become 0.
 
     Layer-sequential unit variance (Mishkin and Matas, ICLR 2016), in one pass: each dense or convolutional layer is
@@ -73,14 +73,17 @@ def unit_variance(module: nn.Module, inputs: Tensor) -> None:
     Args:
         module: The network. Used in evaluation mode, its mode is left as it was.
         inputs: What the network takes, a few dozen of them (N, ...), on its device.
+        output_scale: Standard deviation of the last layer's outputs instead. Below 1 the network has to learn features
+            before it says anything, above it gets far with those that it happens to have (Chizat, Oyallon and Bach,
+            "On lazy training in differentiable programming", NeurIPS 2019).
     """
-    scaled: set[int] = set()
+    scaled: dict[int, Tensor] = {}
 
     def scale(layer: nn.Module, _: object, outputs: object) -> Tensor | None:
         weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")  # noqa: SLF001 - not computed ones
         if weight is None or id(weight) in scaled or not isinstance(outputs, Tensor):
             return None
-        scaled.add(id(weight))
+        scaled[id(weight)] = weight
         if bias is not None:
             along = 1 if isinstance(layer, _CONVOLUTIONS) and outputs.ndim == layer.weight.ndim else -1
             outputs = outputs - bias.view([-1 if i == along % outputs.ndim else 1 for i in range(outputs.ndim)])
@@ -95,6 +98,8 @@ def unit_variance(module: nn.Module, inputs: Tensor) -> None:
     handles = [m.register_forward_hook(scale) for m in module.modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear))]
     try:
         module.eval()(inputs)
+        for weight in list(scaled.values())[-1:]:
+            weight.mul_(output_scale)
     finally:
         module.train(training)
         for handle in handles:

@@ -182,7 +182,8 @@ def _begin_afresh(job: _Job) -> None:
     """Fresh weights, scaled so that signals neither fade nor grow on their way through the network."""
     student = job.student
     reinitialise_all(student.module, job.generator)
-    unit_variance(student.module, student.normalise(job.clean.images[:_IMAGES_TO_SCALE_BY].to(student.device)))
+    shown = student.normalise(job.clean.images[:_IMAGES_TO_SCALE_BY].to(student.device))
+    unit_variance(student.module, shown, job.config.output_scale)
 
 
 _IMAGES_TO_SCALE_BY = 64
