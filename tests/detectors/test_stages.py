@@ -199,12 +199,13 @@ def test_labels_reconstructed_together_or_alone_come_out_alike(attacked, clean, 
     ]
     split = reconstruct(attacked.model, [distilled.model], clean, labels, config=replace(config, label_batch=2), seed=2)
     for a, b, c in zip(together, alone, split, strict=True):
-        # Sums in another order differ in their last bits, which the steps amplify.
+        # Sums in another order differ in their last bits, and Adam makes whole steps of gradients that are next to
+        # nothing: masks differ by 0.07 at most, those of another seed by 0.2 and more (measured).
         assert a.trigger.label == b.trigger.label == c.trigger.label
-        assert np.abs(a.trigger.mask - b.trigger.mask).mean() < 0.02
-        assert np.abs(a.trigger.mask - c.trigger.mask).mean() < 0.02
+        assert np.abs(a.trigger.mask - b.trigger.mask).mean() < 0.1
+        assert np.abs(a.trigger.mask - c.trigger.mask).mean() < 0.1
     (other,) = reconstruct(attacked.model, [distilled.model], clean, labels[:1], config=config, seed=3)
-    assert np.abs(together[0].trigger.mask - other.trigger.mask).mean() > 0.02
+    assert np.abs(together[0].trigger.mask - other.trigger.mask).mean() > 0.1
 
 
 def test_where_the_trigger_lies_a_clean_model_cannot_be_fooled(attacked, clean, unseen, distilled, make):
