@@ -43,10 +43,10 @@ def main() -> None:
             config = replace(usual, fresh_batch=int(batch), fresh_cycles=steps, fresh_learning_rate=float(rate))
             for scaled in (False, True):
                 for seed in (0, 1):
-                    left = mock.patch.object(tune, "unit_variance", tune.unit_variance if scaled else _left_as_it_is)
                     taken: list[int] = []
                     started = time.perf_counter()
-                    with left:
+                    scale = tune.unit_variance if scaled else _left_as_it_is
+                    with mock.patch.object(tune, "unit_variance", scale):
                         made = tune.make_reference(
                             attacked.model,
                             rest,

@@ -185,6 +185,13 @@ def test_a_reference_from_scratch_is_measured_by_the_suspects_own_skill(make, at
     assert make(plan, suspect=lost, fresh_cycles=(10,)).record.usable
 
 
+def test_references_begin_with_small_outputs_whatever_their_depth(make, clean):
+    begun = make(SCRATCH, fresh_cycles=()).model
+    with torch.no_grad():
+        outputs = begun(clean.images)
+    assert float(outputs.std()) == pytest.approx(ReferenceConfig().output_scale, rel=0.25)
+
+
 def test_the_paper_preset_makes_its_seven_references():
     plans = [*PAPER.references.guides, *PAPER.references.tests]
     assert [plan.layers for plan in plans] == [(1, 2, 3), (1,), (2,), (3,), (1, 2), (2, 3), (1, 3)]

@@ -100,15 +100,13 @@ class Patches(Family):
         again: bool = False,
     ) -> list[Found]:
         """Patches as small as can be; where labels are looked at again, the search goes on for longer."""
-        own = self.config.reconstruct
-        if again:
-            own = replace(own, size=own.size_again)
+        size = self.config.reconstruct.size_again if again else self.config.reconstruct.size
         made = reconstruct(
             context.suspect,
             guides,
             context.clean,
             labels,
-            config=replace(own, steps=steps),
+            config=replace(self.config.reconstruct, steps=steps, size=size),
             seed=context.seed,
             advance=context.progress.advance,
         )
