@@ -72,7 +72,8 @@ def fit(
         parameter.requires_grad_(True)  # noqa: FBT003
     device = trained[0].device
     dtype = fast_dtype(device)
-    optimiser = torch.optim.AdamW(trained, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    # Fused: one pass over all weights; the separate ones take a tenth of a step where convolutions are fast (measured).
+    optimiser = torch.optim.AdamW(trained, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
     rate = _rate(optimiser, schedule)
     losses = torch.zeros((), device=device)  # summed on the device: reading it each step would make the host wait
     taken = 0

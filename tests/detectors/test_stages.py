@@ -16,14 +16,19 @@ from neuralsanitizer.config import (
     ReferencePlan,
     SizeSchedule,
 )
+from neuralsanitizer.detectors.base import Context
 from neuralsanitizer.detectors.measure import success_rates
+from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer, detector
 from neuralsanitizer.detectors.neural_sanitizer.calibrate import clean_successes
 from neuralsanitizer.detectors.neural_sanitizer.detector import References
+from neuralsanitizer.detectors.neural_sanitizer.families import Family
 from neuralsanitizer.detectors.neural_sanitizer.preserve import heat_map, last_convolution, preserve
 from neuralsanitizer.detectors.neural_sanitizer.reconstruct import fit_patterns, reconstruct
 from neuralsanitizer.detectors.neural_sanitizer.transfer import transfer_matrix
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference, make_reference, reference_steps
-from neuralsanitizer.execution.store import FolderStore
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS
+from neuralsanitizer.execution.progress import NoProgress
+from neuralsanitizer.execution.store import FolderStore, MemoryStore
 from neuralsanitizer.models import SuspectModel
 from neuralsanitizer.models.layers import layers_of
 from neuralsanitizer.records import ReferenceRecord, Trigger
@@ -217,11 +222,11 @@ def test_labels_reconstructed_together_or_alone_come_out_alike(attacked, clean, 
 
 def test_where_the_trigger_lies_a_clean_model_cannot_be_fooled(attacked, clean, unseen, distilled, make):
     other = make(ReferencePlan("distilled"), fresh_cycles=(90,))
-    config = replace(QUICK.reconstruct, steps=200)
+    config = replace(QUICK.reconstruct, steps=400)
     (found,) = reconstruct(attacked.model, [distilled.model], clean, [TARGET], config=config, seed=0)
     assert found.reached_goal
     assert found.fitted_success >= 0.949  # a share in single precision
-    assert found.trigger.size < 60
+    assert found.trigger.size < 80  # 20 to 56 over four seeds, in float32 and in bfloat16
     done = []
 
     def within_the_mask(model, guides, triggers, seed):
@@ -248,6 +253,47 @@ def test_a_checked_mask_holds_the_goal_as_it_is(attacked, clean):
     rates = [success_rates([attacked.model], r.trigger, clean, 500, 0)[0] for r in found if r.reached_goal]
     assert len(rates) > 1
     assert min(rates) > 0.9  # 0.8 and less if it is not checked
+
+
+class Foretold(Family):
+    """Finds the planted trigger, and of its likes those that it is told to, one a stand-in."""
+
+    noun = "triggers"
+    steps, steps_of_like, stand_ins, looks_again = 1, 1, 4, 1
+
+    def __init__(self, planted, likes):
+        self.planted, self.ahead = planted, list(likes)
+
+    def reconstruct(self, *_, **__):
+        return [(self.planted, {})]
+
+    def likes(self, *_):
+        return [self.ahead.pop(0)]
+
+
+def test_a_first_look_ends_once_it_is_clear_and_a_second_one_asks_all_stand_ins(
+    attacked, honest, clean, unseen, monkeypatch
+):
+    """The mean of second looks decides: it may not be that of whichever stand-ins came first."""
+    planted = attacked.triggers[0]
+    fooling = Trigger(TARGET, np.ones_like(planted.mask), clean.images[clean.labels == TARGET][0].numpy())
+    record = ReferenceRecord("r", "scratch", "guide", (), 1.0, 1.0, usable=True, reason="", seconds=0.0)
+    reference = Reference(honest.model, record)
+    context = Context(attacked.model, clean, unseen, 0, NoProgress(), MemoryStore(), {})
+
+    def looked(*likes):
+        family = Foretold(planted, likes)
+        monkeypatch.setattr(detector, "families_for", lambda *_: (family,))
+        (found,) = NeuralSanitizer(QUICK).examine(context, References((reference,) * 3, (reference,) * 2), [TARGET])
+        return found.metrics, len(family.ahead)
+
+    clear, left = looked(fooling, fooling, fooling, planted)
+    assert left == 1  # three of four are fooled: the excess is that of a clean label, whatever the fourth says
+    assert "looks" not in clear
+    unclear, left = looked(fooling, fooling, planted, planted, fooling, fooling, fooling, planted)
+    assert left == 0
+    assert unclear["looks"] == 2
+    assert unclear[CLEAN_SUCCESS] == pytest.approx(0.75, abs=0.05)  # and not 1, of the three that are fooled
 
 
 @pytest.mark.parametrize(("cells", "edge"), [(0, 1), (28, 1), (14, 2), (5, 6), (1, 28)])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -225,6 +225,11 @@ class Context:
         finally:
             STAGE.reset(token)
             self.clock[stage] = self.clock.get(stage, 0.0) + time.perf_counter() - started
+
+    @cached_property
+    def named(self) -> Tensor:
+        """What the suspect calls the held-out images, int64 (N,)."""
+        return self.suspect.predict(self.held_out.images)
 
     @property
     def timings(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ __all__ = ["success_rates"]
 
 
 def success_rates(
-    models: Sequence[SuspectModel], trigger: Trigger, held_out: CleanSet, images: int, seed: int
+    models: Sequence[SuspectModel], trigger: Trigger, held_out: CleanSet, images: int, seed: int, *, fast: bool = False
 ) -> tuple[float, ...]:
     """Attack success of one trigger on several models, all on the same images.
 
@@ -26,6 +26,7 @@ def success_rates(
         held_out: Where images are drawn from, evenly over the labels other than the trigger's.
         images: How many (the same image may be drawn twice where a label has few).
         seed: The scan's seed.
+        fast: As of :meth:`~neuralsanitizer.models.handle.SuspectModel.predict`.
 
     Returns:
         One rate in [0, 1] a model.
@@ -35,4 +36,5 @@ def success_rates(
     drawn = sampler.draw(trigger.label, 1, images, generator)[0]
     stamped = stamped_with(trigger, held_out.images[drawn])
     target, true_labels = torch.tensor(trigger.label), held_out.labels[drawn]
-    return tuple(float(attack_success(model.predict(stamped).cpu(), target, true_labels)) for model in models)
+    predicted = (model.predict(stamped, fast=fast).cpu() for model in models)
+    return tuple(float(attack_success(named, target, true_labels)) for named in predicted)

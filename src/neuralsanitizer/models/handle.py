@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralsanitizer.errors import ModelError, NeuralSanitizerError, UsageError
+from neuralsanitizer.functional.precision import autocast, fast_dtype
 from neuralsanitizer.models.bounds import bounded
 from neuralsanitizer.records import ModelRecord
 
@@ -197,9 +198,18 @@ class SuspectModel:
         """Logits (N, labels) of many images, in batches of at most so many, without gradients."""
         return torch.cat([self(part.to(self.device)) for part in images.split(self.images_at_once(batch))])
 
-    def predict(self, images: Tensor, batch: int = 500) -> Tensor:
-        """Most likely label (N,), int64, of many images."""
-        return self.logits_of(images, batch).argmax(dim=1)
+    def predict(self, images: Tensor, batch: int = 500, *, fast: bool = False) -> Tensor:
+        """Most likely label (N,), int64, of many images.
+
+        Args:
+            images: (N, channels, height, width) in [0, 1].
+            batch: At most so many are shown at once.
+            fast: In the format that the device is fastest in, see
+                :func:`~neuralsanitizer.functional.precision.fast_dtype`, in place of float32: for what a scan asks on
+                its way, and not for what it tells of the model.
+        """
+        with autocast(self.device, fast_dtype(self.device) if fast else torch.float32):
+            return self.logits_of(images, batch).argmax(dim=1)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Share in [0, 1] of images that the model names rightly."""

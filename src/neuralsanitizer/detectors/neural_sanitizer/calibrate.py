@@ -76,5 +76,5 @@ def clean_successes(
             break
         likes = fitted(model, guides, [triggers[i] for i in open_], derive_seed(seed, "stand-in", turn))
         for i, trigger in zip(open_, likes, strict=True):
-            rates[i] += success_rates([model], trigger, held_out, images, seed)
+            rates[i] += success_rates([model], trigger, held_out, images, seed, fast=True)
     return rates

@@ -165,7 +165,7 @@ class NeuralSanitizer(Detector):
         with context.timed("screen"):
             glances = []
             for patch, metrics in patches.reconstruct(context, guides, labels, screen.steps):
-                (rate,) = success_rates([context.suspect], patch, held_out, screen.images, seed)
+                (rate,) = success_rates([context.suspect], patch, held_out, screen.images, seed, fast=True)
                 glances.append(Evidence(patch, rate, (), {**metrics, SCREENED: 1.0}))
             for colours in others:
                 changes = colours.reconstruct(context, guides, labels, screen.colour_steps)
@@ -173,7 +173,7 @@ class NeuralSanitizer(Detector):
                     if is_flat(known, self.config):
                         continue
                     models = [context.suspect, *guides]
-                    ours, *theirs = success_rates(models, change, held_out, screen.images, seed)
+                    ours, *theirs = success_rates(models, change, held_out, screen.images, seed, fast=True)
                     glance.metrics[COLOUR_LEAD] = ours - max(theirs, default=0.0)
         return glances
 
@@ -309,6 +309,7 @@ class NeuralSanitizer(Detector):
                 seed=context.seed,
                 ancestor=ancestor,
                 shared=self.shared,
+                named=context.named,
                 advance=context.progress.advance,
             )
         weights = {key: value.cpu().numpy() for key, value in reference.model.module.state_dict().items()}

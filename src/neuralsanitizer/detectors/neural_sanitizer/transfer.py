@@ -29,5 +29,5 @@ def transfer_matrix(
         seed: The scan's seed.
     """
     models = [model for _, model in references]
-    rates = tuple(success_rates(models, trigger, held_out, images, seed) for trigger in triggers)
+    rates = tuple(success_rates(models, trigger, held_out, images, seed, fast=True) for trigger in triggers)
     return TransferMatrix(tuple(name for name, _ in references), rates)
