@@ -116,4 +116,4 @@ def test_what_stands_beside_is_timed_and_a_file_without_it_is_told(attacked, cle
     score = bench_speed(bench, case, "neural-sanitizer/quick", (own, elsewhere))
     assert score.others[own].infected == (9,)
     assert score.others[elsewhere].infected == score.infected == (TARGET,)
-    assert (tmp_path / "speed" / f"{case.name}--neural-sanitizer-quick.json").is_file()
+    assert (tmp_path / "speed" / f"{case.name}--neural-sanitizer-quick--{score.environment.dtype}.json").is_file()

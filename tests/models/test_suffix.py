@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from neuralsanitizer.functional.precision import fast_dtype
 from neuralsanitizer.models import architectures
 from neuralsanitizer.models.suffix import suffix_of
 from neuralsanitizer.training import Schedule, fit, shuffled_batches
@@ -115,7 +116,8 @@ def test_a_network_that_cannot_do_with_zeros_is_not_parted():
 
 
 def test_features_that_would_fill_the_memory_are_not_kept(monkeypatch):
-    monkeypatch.setattr("neuralsanitizer.models.suffix._MOST_BYTES", 70 * 8 * 8 * 8 * 4 - 1)
+    number = fast_dtype(IMAGES.device).itemsize
+    monkeypatch.setattr("neuralsanitizer.models.suffix._MOST_BYTES", 70 * 8 * 8 * 8 * number - 1)
     assert suffix_of(Net(), ["dense.weight", "dense.bias"], IMAGES) is None
 
 

@@ -234,7 +234,8 @@ def bench_speed(bench: Bench, case: Case, detector: str, beside: Sequence[str] =
             else timed_scan(suspect, clean, other.detector, bench.seed, progress, other.executor)
         )
         score = replace(score, others={**score.others, name: lap})
-    write_json(bench.output / "speed" / f"{case.name}--{detector.replace('/', '-')}.json", to_json(score))
+    name = f"{case.name}--{detector.replace('/', '-')}--{score.environment.dtype}"
+    write_json(bench.output / "speed" / f"{name}.json", to_json(score))
     return score
 
 
@@ -342,7 +343,8 @@ def speed_markdown(score: SpeedScore) -> str:
     )
     page = f"{score.case}, {score.detector}: {score.finding.value}, labels {_labels(score.infected)}\n\n"
     page += markdown_table(head, [*stages, total])
-    page += f"\n\nLoad average {score.load_before:.1f} before, {score.load_after:.1f} after; {score.threads} threads."
+    page += f"\n\nLoad average {score.load_before:.1f} before, {score.load_after:.1f} after; "
+    page += f"{score.threads} threads; {score.environment.dtype}."
     if score.peak_mb is not None:
         page += f" Memory at most: {score.peak_mb:,.0f} MB."
     if score.others:
