@@ -280,11 +280,12 @@ def test_a_first_look_ends_once_it_is_clear_and_a_second_one_asks_all_stand_ins(
     record = ReferenceRecord("r", "scratch", "guide", (), 1.0, 1.0, usable=True, reason="", seconds=0.0)
     reference = Reference(honest.model, record)
     context = Context(attacked.model, clean, unseen, 0, NoProgress(), MemoryStore(), {})
+    method = NeuralSanitizer(replace(QUICK, verdict=replace(QUICK.verdict, unclear=(0.25, 0.8), doubtful=0.25)))
 
     def looked(*likes):
         family = Foretold(planted, likes)
         monkeypatch.setattr(detector, "families_for", lambda *_: (family,))
-        (found,) = NeuralSanitizer(QUICK).examine(context, References((reference,) * 3, (reference,) * 2), [TARGET])
+        (found,) = method.examine(context, References((reference,) * 3, (reference,) * 2), [TARGET])
         return found.metrics, len(family.ahead)
 
     clear, left = looked(fooling, fooling, fooling, planted)

@@ -220,7 +220,14 @@ def test_a_label_does_not_raise_the_bar_for_itself():
 
 @pytest.mark.parametrize(
     ("excess", "first", "later"),
-    [(0.05, False, False), (0.3, True, False), (0.4, True, True), (0.7, True, True), (0.85, False, False)],
+    [
+        (0.05, False, False),
+        (0.15, True, False),
+        (0.3, True, False),
+        (0.4, True, True),
+        (0.7, True, True),
+        (0.85, False, False),
+    ],
 )
 def test_what_is_neither_trigger_nor_patch_is_looked_at_again(excess, first, later):
     look = evidence(success=0.9, without=0.9 - excess)

@@ -52,8 +52,10 @@ __all__ = [
 ]
 
 GLANCE = "glance"
-"""Kind of the parts that a short look leaves; those of a long one are of the kind ``label``."""
-_LABEL = "label"
+"""Kind of the parts that a short look leaves."""
+_LABEL = "label"  # of those that a long one leaves
+AGAIN = "again"
+"""Kind of the parts on labels that were looked at again after all others: they count in place of the first ones."""
 _TIMINGS, _TOTAL = "timings", "total"
 
 SCREENED = "screened_out"
@@ -131,9 +133,9 @@ class Evidence:
 
     @classmethod
     def kept(
-        cls, store: Store, label: int, suspect: SuspectModel, kinds: Sequence[str] = (_LABEL, GLANCE)
+        cls, store: Store, label: int, suspect: SuspectModel, kinds: Sequence[str] = (AGAIN, _LABEL, GLANCE)
     ) -> Evidence | None:
-        """What a scan kept of a label of a model: a long look, or a short one if that was all.
+        """What a scan kept of a label of a model: its last look, a short one if that was all.
 
         Args:
             store: Where it was kept.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -14,6 +14,7 @@ import torch
 from neuralsanitizer.config import NeuralSanitizerConfig, ReferencePlan, ScreenConfig, SelfCheckConfig
 from neuralsanitizer.data.sampling import derive_seed
 from neuralsanitizer.detectors.base import (
+    AGAIN,
     GLANCE,
     LOST,
     SCREENED,
@@ -36,9 +37,11 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     decide,
     explained,
     is_candidate,
+    is_doubtful,
     is_flat,
     is_unclear,
     merged,
+    with_patch,
 )
 from neuralsanitizer.errors import RunError
 from neuralsanitizer.execution.executors import Lost
@@ -135,7 +138,7 @@ class NeuralSanitizer(Detector):
         """A long look at every label; of many labels at those that a short one finds the most suspicious."""
         screen = self.config.screen
         if screen is None or len(labels) < screen.least_labels:
-            return super()._examine_all(context, prepared, labels)
+            return self._with_doubts(context, prepared, super()._examine_all(context, prepared, labels))
         glances = self._kept_or_made(
             context, GLANCE, labels, partial(self._glances, references=prepared, screen=screen)
         )
@@ -153,6 +156,29 @@ class NeuralSanitizer(Detector):
                 break
         context.progress.note(f"{len(looked)} of {len(labels)} labels had a long look")
         return [looked.get(glance.trigger.label, glance) for glance in glances]
+
+    def _with_doubts(self, context: Context, references: References, evidence: Sequence[Evidence]) -> list[Evidence]:
+        """Before a model is called clean, its labels that exceed clean models by a little are looked at again."""
+        known = [e for e in evidence if LOST not in e.metrics]
+        first = {e.trigger.label: e for e in known if is_doubtful(e, self.config)}
+        (patches, *_) = families_for(context.suspect, self.config)
+        if not first or not patches.looks_again or decide(context.suspect, known, self.config).infected_labels:
+            return list(evidence)
+        context.progress.note(f"{len(first)} of {len(evidence)} labels are looked at again")
+        make = partial(self._doubted, references=references, first=first)
+        again = {e.trigger.label: e for e in self._kept_or_made(context, AGAIN, list(first), make)}
+        return [again.get(e.trigger.label, e) for e in evidence]
+
+    def _doubted(
+        self, context: Context, labels: Sequence[int], references: References, first: Mapping[int, Evidence]
+    ) -> list[Evidence]:
+        """What the first look at some labels, and further ones for patches, say together."""
+        (patches, *_) = families_for(context.suspect, self.config)
+        looks = {label: [first[label]] for label in labels}
+        return [
+            with_patch(first[e.trigger.label], e)
+            for e in self._looked_again(context, patches, references, looks, every=True)
+        ]
 
     def _glances(
         self, context: Context, labels: Sequence[int], references: References, screen: ScreenConfig
@@ -190,16 +216,32 @@ class NeuralSanitizer(Detector):
     def _looks(self, context: Context, family: Family, references: References, labels: Sequence[int]) -> list[Evidence]:
         """Look for a family's triggers; where it is not clear then, again, the references in other roles."""
         looks = {e.trigger.label: [e] for e in self._look(context, family, references, labels)}
+        return self._looked_again(context, family, references, looks)
+
+    def _looked_again(
+        self,
+        context: Context,
+        family: Family,
+        references: References,
+        looks: dict[int, list[Evidence]],
+        *,
+        every: bool = False,
+    ) -> list[Evidence]:
+        """Add looks at the labels that are not clear, or a second one at every label, and say what all say together."""
         turned = references
         for number in range(1, family.looks_again + 1):
-            unclear = [label for label, evidence in looks.items() if is_unclear(merged(evidence), self.config)]
+            unclear = [
+                label
+                for label, evidence in looks.items()
+                if (every and number == 1) or is_unclear(merged(evidence), self.config)
+            ]
             if not unclear:
                 break
             turned = turned.turned()
             again = replace(context, seed=derive_seed(context.seed, "restart", number))
             for evidence in self._look(again, family, turned, unclear, again=True):
                 looks[evidence.trigger.label].append(evidence)
-        return [merged(looks[label]) for label in labels]
+        return [merged(evidence) for evidence in looks.values()]
 
     def _look(
         self, context: Context, family: Family, references: References, labels: Sequence[int], *, again: bool = False

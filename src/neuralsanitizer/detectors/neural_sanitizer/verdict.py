@@ -19,10 +19,12 @@ __all__ = [
     "decide",
     "explained",
     "is_candidate",
+    "is_doubtful",
     "is_flat",
     "is_unclear",
     "merged",
     "thresholds",
+    "with_patch",
 ]
 
 CLEAN_SUCCESS = "success_without_backdoor"
@@ -102,9 +104,18 @@ def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
     return least < evidence.metrics.get(EXCESS, 0.0) < most
 
 
+def is_doubtful(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
+    """Whether a label that one look found clean is looked at again before a model without an infected one is clean."""
+    looked_once = EXCESS in evidence.metrics and _LOOKS not in evidence.metrics
+    least, most = config.verdict.doubtful, config.verdict.unclear[0]
+    return looked_once and _is_patch(evidence) and least < evidence.metrics[EXCESS] <= most
+
+
 def clear_excess(evidence: Evidence, config: VerdictConfig) -> float:
     """Up to which excess a label is clean at the first look."""
-    return config.clean_excess_of_colours if evidence.trigger.family == "colours" else config.unclear[0]
+    if not _is_patch(evidence):
+        return config.clean_excess_of_colours
+    return min(config.doubtful, config.unclear[0])
 
 
 def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSanitizerConfig) -> Evidence:
@@ -149,6 +160,14 @@ def merged(looks: Sequence[Evidence]) -> Evidence:
         "excess_spread": max(excesses) - min(excesses),
     }
     return replace(kept, metrics=metrics)
+
+
+def with_patch(label: Evidence, patch: Evidence) -> Evidence:
+    """What is known of a label that a patch explains, with what further looks for patches found."""
+    known = {name: value for name, value in label.metrics.items() if name.startswith("colour_")}
+    if "patch_excess" in label.metrics:
+        known["patch_excess"] = patch.metrics.get(EXCESS, 0.0)
+    return replace(patch, metrics={**patch.metrics, **known})
 
 
 def _excess(one: Evidence, family: str) -> float:
