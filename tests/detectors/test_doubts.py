@@ -24,7 +24,8 @@ def first_look(label, excess, **metrics):
     mask = np.zeros((28, 28), np.float32)
     mask[:14, :14] = 1
     known = {} if excess is None else {EXCESS: excess, CLEAN_SUCCESS: 0.95 - excess}
-    return Evidence(Trigger(label, mask, np.ones((1, 28, 28), np.float32)), 0.95, (0.0,), {**known, **metrics})
+    success = 0.3 if excess is None else 0.95  # what works on nothing is compared with nothing
+    return Evidence(Trigger(label, mask, np.ones((1, 28, 28), np.float32)), success, (0.0,), {**known, **metrics})
 
 
 class Planted(Family):

@@ -222,7 +222,7 @@ def test_a_label_does_not_raise_the_bar_for_itself():
     ("excess", "first", "later"),
     [
         (0.05, False, False),
-        (0.15, True, False),
+        (0.15, False, False),
         (0.3, True, False),
         (0.4, True, True),
         (0.7, True, True),

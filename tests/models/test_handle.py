@@ -109,3 +109,21 @@ def test_labels_are_searched_for_in_turns_where_memory_is_short(attacked, clean,
         sizes.append(sum(count["search"] for count in counts.values()))
     assert sizes[0] == sizes[1] > 0  # the same work, in other portions
     assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+def test_what_is_told_of_a_model_is_in_float32_and_what_a_scan_asks_on_its_way_in_the_fast_format(
+    attacked, unseen, monkeypatch
+):
+    monkeypatch.setattr(handle, "fast_dtype", lambda _: torch.bfloat16)
+    formats = []
+    module = copy.deepcopy(attacked.model.module)
+    layer = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+    layer.register_forward_hook(lambda *args: formats.append(args[2].dtype))
+    model = attacked.model.with_module(module)
+    fast = model.predict(unseen.images, fast=True)
+    assert set(formats) == {torch.bfloat16}
+    formats.clear()
+    exact = model.predict(unseen.images)
+    assert model.accuracy(unseen.images, unseen.labels) == float((exact == unseen.labels).float().mean())
+    assert set(formats) == {torch.float32}
+    assert float((exact == fast).float().mean()) > 0.98
