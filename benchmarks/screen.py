@@ -45,7 +45,6 @@ def main() -> None:
     usual = neural_sanitizer_config("default")
     if usual.screen is None:
         raise SystemExit("the default preset has no short look")
-    # A first batch of a hundredth of the labels gets the long look, and another one if it holds an infected label.
     told = args.bench / "screen.json"
     rows: dict[str, dict[str, object]] = {}
     if told.exists():
@@ -56,7 +55,9 @@ def main() -> None:
             attacked, clean = bench.given(case)
             (planted,) = {trigger.target for trigger in attacked.truth.triggers}
             labels = sorted({planted, *range(0, case.config.labels, args.every)})
-            screen = replace(usual.screen, batch=math.ceil(len(labels) / 100), least_labels=1, least_share=0.0)
+            # The same share of the labels gets a long look as of all labels would, in batches of as small a share.
+            batch = math.ceil(usual.screen.batch * len(labels) / case.config.labels)
+            screen = replace(usual.screen, batch=batch, least_labels=1)
             folder = RunFolder(args.bench / "screens" / f"{case.name}-{args.every}")
             saved = scan(
                 attacked.model,

@@ -400,11 +400,11 @@ class VerdictConfig:
     unclear: tuple[float, float] = (0.25, 0.8)
     """Excess from which and up to which a label is looked at again. Measured on ``dev-small-14x14`` and ``-17x17``,
     first looks of eight seeds: the planted labels have 0.28 and more; of 48 other looks eight are over 0.25."""
-    doubtful: float = 0.1
+    doubtful: float = 0.0
     """Where no label is infected, labels are looked at again from this excess on, before they are called clean: a first
-    look that ended too early, at a mask ten times the trigger's size, has little more than a clean label's. Measured
-    (``bench run --only dev-small-14x14 --seed 1`` to ``8``, bfloat16): the planted label is found with six seeds of
-    eight, without this with four."""
+    look that ended too early, at a mask ten times the trigger's size, has no more than a clean label's. Measured
+    (``bench run --only dev-small-14x14 --seed 1`` to ``8``, bfloat16): the planted label is found with seven seeds of
+    eight; from 0.1 on with six, without this with four."""
     still_unclear: float = 0.35
     """From this excess on, and up to the same as before, a third look follows the second. Measured on four models with
     patches of 14x14 and 17x17, references with outputs of 1: planted triggers had 0.54 and more at the second look."""

@@ -1,4 +1,4 @@
-"""Before a model is called clean, labels of some excess are looked at again: which, when, and what is kept of it."""
+"""Before a model is called clean, labels of any excess are looked at again: which, when, and what is kept of it."""
 
 from dataclasses import replace
 
@@ -70,9 +70,9 @@ def scanned(attacked, honest, clean, monkeypatch):
 
 def test_a_trigger_that_the_first_look_missed_is_found_by_the_second(scanned, tmp_path):
     store = FolderStore(tmp_path)
-    missed = {0: 0.05, 1: 0.2, 2: None, TARGET: 0.15}
+    missed = {0: 0.0, 1: 0.2, 2: None, TARGET: 0.15}
     verdict, looked_at = scanned(missed, store)
-    assert looked_at == [1, TARGET]  # the others have no excess to speak of
+    assert looked_at == [1, TARGET]  # the others have no excess
     assert verdict.infected_labels == (TARGET,)
     finding = verdict.labels[-1]
     assert finding.metrics["looks"] == 2
@@ -85,10 +85,10 @@ def test_a_trigger_that_the_first_look_missed_is_found_by_the_second(scanned, tm
 
 
 def test_nobody_looks_again_where_a_label_is_infected_or_nothing_is_compared(scanned):
-    verdict, looked_at = scanned({0: 0.05, 1: 0.97, 2: None, TARGET: 0.15})
+    verdict, looked_at = scanned({0: 0.0, 1: 0.97, 2: None, TARGET: 0.15})
     assert verdict.infected_labels == (1,)
     assert looked_at == []
-    assert scanned(dict.fromkeys(LABELS, 0.05))[1] == []
+    assert scanned(dict.fromkeys(LABELS, -0.05))[1] == []
     assert scanned(dict.fromkeys(LABELS), config=PAPER)[1] == []
 
 
