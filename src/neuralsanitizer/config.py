@@ -399,7 +399,8 @@ class VerdictConfig:
     ``unclear``. The mean of the second looks alone counts then: the first one chose the label."""
     unclear: tuple[float, float] = (0.25, 0.8)
     """Excess from which and up to which a label is looked at again. Measured on ``dev-small-14x14`` and ``-17x17``,
-    first looks of eight seeds: the planted labels have 0.28 and more; of 48 other looks eight are over 0.25."""
+    first looks of eight seeds in float32: the planted labels have 0.28 and more; of 48 other looks eight are over 0.25.
+    In bfloat16, with other seeds, four of eight had less: see ``doubtful``."""
     doubtful: float = 0.0
     """Where no label is infected, labels are looked at again from this excess on, before they are called clean: a first
     look that ended too early, at a mask ten times the trigger's size, has no more than a clean label's. Measured
