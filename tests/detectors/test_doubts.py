@@ -11,7 +11,7 @@ from neuralsanitizer.detectors.neural_sanitizer import NeuralSanitizer, detector
 from neuralsanitizer.detectors.neural_sanitizer.detector import References
 from neuralsanitizer.detectors.neural_sanitizer.families import Family
 from neuralsanitizer.detectors.neural_sanitizer.tune import Reference
-from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, EXCESS, is_doubtful, with_patch
+from neuralsanitizer.detectors.neural_sanitizer.verdict import CLEAN_SUCCESS, EXCESS, doubtful, with_patch
 from neuralsanitizer.execution.store import FolderStore
 from neuralsanitizer.records import ReferenceRecord, Trigger
 from quick import QUICK, TARGET
@@ -59,7 +59,8 @@ def scanned(attacked, honest, clean, monkeypatch):
                 return References(references, references), ()
 
             def examine(self, _, __, labels):
-                return [first_look(label, excesses[label]) for label in labels]
+                known = {label: one if isinstance(one, tuple) else (one, {}) for label, one in excesses.items()}
+                return [first_look(label, known[label][0], **known[label][1]) for label in labels]
 
         family.looked_at = []
         found = Told(config).scan(attacked.model, clean, labels=LABELS, store=store)
@@ -70,9 +71,9 @@ def scanned(attacked, honest, clean, monkeypatch):
 
 def test_a_trigger_that_the_first_look_missed_is_found_by_the_second(scanned, tmp_path):
     store = FolderStore(tmp_path)
-    missed = {0: 0.0, 1: 0.2, 2: None, TARGET: 0.15}
+    missed = {0: 0.1, 1: 0.2, 2: None, TARGET: 0.15}
     verdict, looked_at = scanned(missed, store)
-    assert looked_at == [1, TARGET]  # the others have no excess
+    assert looked_at == [1, TARGET]  # the others have none, or hardly any
     assert verdict.infected_labels == (TARGET,)
     finding = verdict.labels[-1]
     assert finding.metrics["looks"] == 2
@@ -92,12 +93,38 @@ def test_nobody_looks_again_where_a_label_is_infected_or_nothing_is_compared(sca
     assert scanned(dict.fromkeys(LABELS), config=PAPER)[1] == []
 
 
-def test_what_was_looked_at_twice_or_is_a_change_of_colours_is_in_no_doubt():
+def test_a_label_whose_second_look_found_less_than_the_first_gets_another(scanned, tmp_path):
+    """Measured on signs: the first look at the infected label had 0.43, the second, at another patch, nothing."""
+    twice = {"looks": 2.0, "highest_excess": 0.43, "excess_spread": 0.43}
+    looks = {0: (-0.1, {}), 1: (0.0, {}), 2: (None, {}), TARGET: (0.0, twice)}
+    verdict, looked_at = scanned(looks, FolderStore(tmp_path))
+    assert looked_at == [TARGET]
+    assert verdict.infected_labels == (TARGET,)
+    assert verdict.labels[-1].metrics["looks"] == 3
+    resumed, looked_at = scanned(looks, FolderStore(tmp_path))
+    assert looked_at == []
+    assert resumed == verdict
+
+
+def test_what_was_looked_at_twice_or_is_a_change_of_colours_is_in_no_doubt_at_first():
     look = first_look(0, 0.2)
-    assert is_doubtful(look, QUICK)
-    assert not is_doubtful(first_look(0, 0.2, looks=2.0), QUICK)
+    assert doubtful([look], 1, QUICK) == [0]
+    twice = first_look(0, 0.2, looks=2.0, highest_excess=0.3)
+    assert doubtful([twice], 1, QUICK) == []
+    assert doubtful([twice], 2, QUICK) == [0]
+    assert doubtful([first_look(0, 0.2, looks=2.0, highest_excess=0.25)], 2, QUICK) == []
     tone = Trigger.of_colours(0, np.eye(1, 2, dtype=np.float32), (28, 28))
-    assert not is_doubtful(replace(look, trigger=tone), QUICK)
+    for number in (1, 2):
+        assert doubtful([replace(look, trigger=tone)], number, QUICK) == []
+
+
+def test_later_doubts_are_few():
+    config = replace(QUICK, verdict=replace(QUICK.verdict, doubtful_least=2, doubtful_share=0.1))
+    looks = [first_look(label, label / 100) for label in range(40)]
+    assert doubtful(looks, 1, config) == [*range(11, 26)]  # from 0.25 on they are not clear, and were looked at again
+    assert doubtful(looks, 2, config) == [39, 38, 37, 36]
+    assert doubtful(looks[20:30], 3, config) == [29, 28]
+    assert doubtful([first_look(0, 0.0), first_look(1, None)], 2, config) == []
 
 
 def test_what_is_known_of_colours_stays_beside_another_look_for_patches():

@@ -232,27 +232,51 @@ def test_a_label_does_not_raise_the_bar_for_itself():
 def test_what_is_neither_trigger_nor_patch_is_looked_at_again(excess, first, later):
     look = evidence(success=0.9, without=0.9 - excess)
     assert is_unclear(look, DEFAULT) is first
-    assert is_unclear(merged([evidence(success=0.9, without=0.6), look]), DEFAULT) is later
+    assert is_unclear(merged([evidence(success=0.9, without=0.6), look], DEFAULT.verdict), DEFAULT) is later
     assert not is_unclear(evidence(without=None), DEFAULT)
 
 
 def test_second_looks_count_as_their_mean_with_the_smallest_trigger():
     first, second = evidence(size=60.0, success=0.9, without=0.3), evidence(size=40.0, success=1.0, without=0.2)
     third = evidence(size=50.0, success=1.0, without=0.4)
-    assert merged([first]) is first
-    both = merged([first, second])
+    assert merged([first], DEFAULT.verdict) is first
+    both = merged([first, second], DEFAULT.verdict)
     assert both.trigger is second.trigger
     assert both.metrics[EXCESS] == pytest.approx(0.8)  # the first chose the label: it does not count
     assert both.metrics["excess_spread"] == pytest.approx(0.2)
     assert both.metrics["looks"] == 2
-    every = merged([first, second, third])
+    every = merged([first, second, third], DEFAULT.verdict)
     assert every.metrics[EXCESS] == pytest.approx(0.7)
     assert every.attack_success - every.metrics[CLEAN_SUCCESS] == pytest.approx(0.7)
     nothing = evidence(size=20.0, success=0.9, without=None)  # transferred: no comparison was made
-    assert merged([first, second, nothing]).metrics[EXCESS] == pytest.approx(0.4)
-    assert merged([first, nothing]).metrics[EXCESS] == 0
-    assert merged([first, nothing]).trigger is first.trigger
-    assert merged([nothing, nothing]).trigger is nothing.trigger
+    assert merged([first, second, nothing], DEFAULT.verdict).metrics[EXCESS] == pytest.approx(0.4)
+    assert merged([first, nothing], DEFAULT.verdict).metrics[EXCESS] == 0
+    assert merged([first, nothing], DEFAULT.verdict).trigger is first.trigger
+    assert merged([nothing, nothing], DEFAULT.verdict).trigger is nothing.trigger
+
+
+def test_a_further_look_that_is_clear_speaks_alone_if_its_trigger_is_the_smallest():
+    """Measured on signs with a planted 4x4 patch: a search ends at 70 to 130 pixels, and then at 20."""
+    first, nothing = evidence(size=130.0, success=0.95, without=0.6), evidence(size=70.0, success=0.95, without=None)
+    found, larger = (evidence(size=size, success=0.95, without=0.0) for size in (20.0, 200.0))
+    said = merged([first, nothing, found], DEFAULT.verdict)
+    assert said.metrics[EXCESS] == pytest.approx(0.95)
+    assert said.trigger is found.trigger
+    assert said.metrics["highest_excess"] == pytest.approx(0.95)
+    assert said.metrics["excess_spread"] == pytest.approx(0.95)  # the second look had nothing to compare
+    assert decide(suspect(), [said], DEFAULT).infected_labels == (said.trigger.label,)
+    assert merged([first, nothing, larger], DEFAULT.verdict).metrics[EXCESS] == pytest.approx(0.95 / 2)
+    one_by_one = merged([merged([first, nothing], DEFAULT.verdict), larger], DEFAULT.verdict)
+    assert one_by_one.metrics == merged([first, nothing, larger], DEFAULT.verdict).metrics
+
+
+def test_nothing_to_compare_in_any_look_is_nothing_to_compare():
+    nothing = evidence(size=20.0, success=0.9, without=None)
+    found = evidence(size=30.0, success=0.9, without=0.5)
+    twice = merged([nothing, nothing], DEFAULT.verdict)
+    assert EXCESS not in twice.metrics
+    assert merged([twice, found], DEFAULT.verdict).trigger is found.trigger  # though it is the largest
+    assert merged([twice, found], DEFAULT.verdict).metrics[EXCESS] == pytest.approx(0.2)
 
 
 def test_confidence_grows_with_the_distance_from_the_threshold():

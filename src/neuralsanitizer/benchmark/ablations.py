@@ -64,6 +64,10 @@ def _any_size(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
     return config if config.colours is None else replace(config, colours=replace(config.colours, size=None))
 
 
+def _one_look(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
+    return replace(config, verdict=replace(config.verdict, restarts=0, doubtful_looks=0))
+
+
 def _long_search(config: NeuralSanitizerConfig) -> NeuralSanitizerConfig:
     """Labels are searched twice to four times as long before they are let go."""
     if config.reconstruct.size is None:
@@ -124,9 +128,7 @@ ABLATIONS = {
             "no comparison with clean models",
             lambda c: replace(c, counterparts=replace(c.counterparts, stand_ins=0)),
         ),
-        Ablation(
-            "one-look", "no second look at unclear labels", lambda c: replace(c, verdict=replace(c.verdict, restarts=0))
-        ),
+        Ablation("one-look", "no further look at unclear or doubtful labels", _one_look),
         Ablation("colours-of-any-size", "changes of colours without a size term", _any_size),
         Ablation("long-search", "the reconstruction goes on two to four times as long", _long_search),
         Ablation("long-references", "references with a first cycle of 6.5 times as many images", _long_references),

@@ -277,7 +277,8 @@ class Bench:
 def _what_is_measured(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings less the thresholds that only judge. Those that say what is looked at again decide what is measured."""
     verdict = settings.get("verdict")
-    names = ("restarts", "unclear", "doubtful", "still_unclear", "clean_excess_of_colours")
+    alike = ("doubtful", "doubtful_looks", "doubtful_share", "doubtful_least")
+    names = ("restarts", "unclear", "still_unclear", "clean_excess_of_colours", *alike)
     looks = {name: verdict[name] for name in names} if verdict else None
     return {**settings, "verdict": looks}
 

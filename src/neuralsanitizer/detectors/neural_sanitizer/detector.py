@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -35,9 +35,9 @@ from neuralsanitizer.detectors.neural_sanitizer.verdict import (
     EXCESS,
     clear_excess,
     decide,
+    doubtful,
     explained,
     is_candidate,
-    is_doubtful,
     is_flat,
     is_unclear,
     merged,
@@ -159,26 +159,27 @@ class NeuralSanitizer(Detector):
 
     def _with_doubts(self, context: Context, references: References, evidence: Sequence[Evidence]) -> list[Evidence]:
         """Before a model is called clean, its labels that exceed clean models by a little are looked at again."""
-        known = [e for e in evidence if LOST not in e.metrics]
-        first = {e.trigger.label: e for e in known if is_doubtful(e, self.config)}
-        (patches, *_) = families_for(context.suspect, self.config)
-        if not first or not patches.looks_again or decide(context.suspect, known, self.config).infected_labels:
-            return list(evidence)
-        context.progress.note(f"{len(first)} of {len(evidence)} labels are looked at again")
-        make = partial(self._doubted, references=references, first=first)
-        again = {e.trigger.label: e for e in self._kept_or_made(context, AGAIN, list(first), make)}
-        return [again.get(e.trigger.label, e) for e in evidence]
+        known = {e.trigger.label: e for e in evidence}
+        for number in range(1, self.config.verdict.doubtful_looks + 1):
+            sound = [e for e in known.values() if LOST not in e.metrics]
+            if decide(context.suspect, sound, self.config).infected_labels:
+                break
+            labels = doubtful(sound, number, self.config)
+            if not labels:
+                continue
+            context.progress.note(f"{len(labels)} of {len(known)} labels are looked at again")
+            make = partial(self._doubted, references=references, number=number)
+            for look in self._kept_or_made(context, f"{AGAIN}-{number}", labels, make):
+                label = look.trigger.label
+                if LOST not in look.metrics:
+                    known[label] = with_patch(known[label], merged((known[label], look), self.config.verdict))
+                    context.store.put(f"{AGAIN}-{label}", known[label].to_part())
+        return list(known.values())
 
-    def _doubted(
-        self, context: Context, labels: Sequence[int], references: References, first: Mapping[int, Evidence]
-    ) -> list[Evidence]:
-        """What the first look at some labels, and further ones for patches, say together."""
+    def _doubted(self, context: Context, labels: Sequence[int], references: References, number: int) -> list[Evidence]:
+        """A further look at patches of some labels, beside those that were made of unclear ones at once."""
         (patches, *_) = families_for(context.suspect, self.config)
-        looks = {label: [first[label]] for label in labels}
-        return [
-            with_patch(first[e.trigger.label], e)
-            for e in self._looked_again(context, patches, references, looks, every=True)
-        ]
+        return self._further_look(context, patches, references, labels, patches.looks_again + number)
 
     def _glances(
         self, context: Context, labels: Sequence[int], references: References, screen: ScreenConfig
@@ -215,38 +216,37 @@ class NeuralSanitizer(Detector):
 
     def _looks(self, context: Context, family: Family, references: References, labels: Sequence[int]) -> list[Evidence]:
         """Look for a family's triggers; where it is not clear then, again, the references in other roles."""
-        looks = {e.trigger.label: [e] for e in self._look(context, family, references, labels)}
-        return self._looked_again(context, family, references, looks)
-
-    def _looked_again(
-        self,
-        context: Context,
-        family: Family,
-        references: References,
-        looks: dict[int, list[Evidence]],
-        *,
-        every: bool = False,
-    ) -> list[Evidence]:
-        """Add looks at the labels that are not clear, or a second one at every label, and say what all say together."""
-        turned = references
+        looks = {e.trigger.label: e for e in self.look(context, family, references, labels)}
         for number in range(1, family.looks_again + 1):
-            unclear = [
-                label
-                for label, evidence in looks.items()
-                if (every and number == 1) or is_unclear(merged(evidence), self.config)
-            ]
+            unclear = [label for label, evidence in looks.items() if is_unclear(evidence, self.config)]
             if not unclear:
                 break
-            turned = turned.turned()
-            again = replace(context, seed=derive_seed(context.seed, "restart", number))
-            for evidence in self._look(again, family, turned, unclear, again=True):
-                looks[evidence.trigger.label].append(evidence)
-        return [merged(evidence) for evidence in looks.values()]
+            for look in self._further_look(context, family, references, unclear, number):
+                label = look.trigger.label
+                looks[label] = merged((looks[label], look), self.config.verdict)
+        return list(looks.values())
 
-    def _look(
+    def _further_look(
+        self, context: Context, family: Family, references: References, labels: Sequence[int], number: int
+    ) -> list[Evidence]:
+        """What one more look says by itself: with another seed, and the references in other roles."""
+        for _ in range(number):
+            references = references.turned()
+        context = replace(context, seed=derive_seed(context.seed, "restart", number))
+        return self.look(context, family, references, labels, again=True)
+
+    def look(
         self, context: Context, family: Family, references: References, labels: Sequence[int], *, again: bool = False
     ) -> list[Evidence]:
-        """Reconstruct, preserve, test for transfer, compare with clean models."""
+        """One look at some labels: reconstruct, preserve, test for transfer, compare with clean models.
+
+        Args:
+            context: The scan; another seed is another look.
+            family: What is looked for.
+            references: Whose guides the search is kept from fooling, and whose tests the trigger must not transfer to.
+            labels: Whose triggers are sought.
+            again: Whether this is a further look, which searches for longer and compares with all stand-ins.
+        """
         context.progress.start(f"reconstruct {family.noun} ({_range(labels)})", family.steps * len(labels))
         with context.timed("reconstruct"):
             guides = [r.model for r in references.guides]

@@ -50,6 +50,9 @@ class SizeSearch:
         gained = rows[self.kept_size[rows] < self._gained_size[rows] * (1 - self.schedule.least_gain)]
         self._gained_size[gained] = self.kept_size[gained]
         self._gained_at[gained] = step
+        # Smaller by a clear distance, and short of the goal: one step too far. Such a label is not at its end.
+        nearly = rows[~held & self.reached(rows) & (sizes < self._gained_size[rows] * (1 - self.schedule.least_gain))]
+        self._gained_at[nearly] += self.schedule.every
         weight = self.weight[rows]
         moved = torch.where(held, weight * self.schedule.grow, weight / self.schedule.shrink)
         self.weight[rows] = moved.clamp(self.schedule.smallest, self.schedule.largest)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, median
+from statistics import median
 
 from neuralsanitizer.config import NeuralSanitizerConfig, VerdictConfig
 from neuralsanitizer.detectors.base import SCREENED, Evidence, model_verdict
@@ -17,9 +18,9 @@ __all__ = [
     "EXCESS",
     "clear_excess",
     "decide",
+    "doubtful",
     "explained",
     "is_candidate",
-    "is_doubtful",
     "is_flat",
     "is_unclear",
     "merged",
@@ -35,6 +36,9 @@ EXCESS = "excess"
 
 _LOOKS = "looks"
 """Name of the metric: how many looks at a label count together; missing where there was one."""
+
+_HIGHEST, _SPREAD = "highest_excess", "excess_spread"
+"""Names of the metrics: of several looks' excesses the highest one, and how far the lowest is below it."""
 
 CONTRAST = "contrast"
 """Name of the metric: share of the images' contrast that a change of colours keeps."""
@@ -104,11 +108,27 @@ def is_unclear(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
     return least < evidence.metrics.get(EXCESS, 0.0) < most
 
 
-def is_doubtful(evidence: Evidence, config: NeuralSanitizerConfig) -> bool:
-    """Whether a label that one look found clean is looked at again before a model without an infected one is clean."""
-    looked_once = EXCESS in evidence.metrics and _LOOKS not in evidence.metrics
-    least, most = config.verdict.doubtful, config.verdict.unclear[0]
-    return looked_once and _is_patch(evidence) and least < evidence.metrics[EXCESS] <= most
+def doubtful(evidence: Sequence[Evidence], number: int, config: NeuralSanitizerConfig) -> list[int]:
+    """Which labels are looked at again before a model is called clean.
+
+    Args:
+        evidence: Of all labels, none of which is infected.
+        number: 1 before such looks began: all labels whose only look found a little. Later, the few that any look found
+            unclear, from the highest excess down: a search that ended too early does not speak for the others.
+        config: How little, and how few.
+    """
+    least, _ = config.verdict.unclear
+    known = [e for e in evidence if EXCESS in e.metrics and _is_patch(e)]
+    if number == 1:
+        first = (e for e in known if _LOOKS not in e.metrics)
+        return [e.trigger.label for e in first if config.verdict.doubtful < e.metrics[EXCESS] <= least]
+    order = sorted((e for e in known if _highest(e) > least), key=_highest, reverse=True)
+    few = max(config.verdict.doubtful_least, math.ceil(config.verdict.doubtful_share * len(evidence)))
+    return [e.trigger.label for e in order[:few]]
+
+
+def _highest(one: Evidence) -> float:
+    return one.metrics.get(_HIGHEST, one.metrics[EXCESS])
 
 
 def clear_excess(evidence: Evidence, config: VerdictConfig) -> float:
@@ -139,26 +159,42 @@ def explained(patch: Evidence, colours: Evidence, labels: int, config: NeuralSan
     return replace(chosen, metrics={**chosen.metrics, **both})
 
 
-def merged(looks: Sequence[Evidence]) -> Evidence:
+def merged(looks: Sequence[Evidence], config: VerdictConfig) -> Evidence:
     """What several looks at one label say together: the mean excess of all but the first, with the smallest trigger.
 
+    A later look that is as clear as a first one would have to be, with the smallest mask of all, speaks alone: it found
+    what the others missed. Then nothing is averaged, and what is told of the trigger is of that look.
+
     Args:
-        looks: At least one, of the same label. Where there are several, the first one chose the label by its excess,
-            which is too high then more often than too low. A look that found nothing to compare has no excess: it
-            counts as 0, and its trigger stands for nothing that the others found.
+        looks: At least one, of the same label, of which the first may be what earlier ones said together. Where there
+            are several, the first one chose the label by its excess, which is too high then more often than too low. A
+            look that found nothing to compare has no excess: it counts as 0, and its trigger stands for nothing that
+            the others found.
+        config: From which excess on a look is clear.
     """
-    if len(looks) == 1:
-        return looks[0]
-    kept = min(looks, key=lambda e: (EXCESS not in e.metrics, e.trigger.size))
-    excesses = [e.metrics.get(EXCESS, 0.0) for e in looks]
-    excess = fmean(excesses[1:])
+    so_far, *others = looks
+    for look in others:
+        so_far = _both(so_far, look, config)
+    return so_far
+
+
+def _both(so_far: Evidence, look: Evidence, config: VerdictConfig) -> Evidence:
+    both = (so_far, look)
+    before, own = (e.metrics.get(EXCESS, 0.0) for e in both)
+    count = so_far.metrics.get(_LOOKS, 1.0)  # of which all but the first are in the mean
+    highest = so_far.metrics.get(_HIGHEST, before)
+    lowest = highest - so_far.metrics.get(_SPREAD, 0.0)
+    kept = min(both, key=lambda e: (EXCESS not in e.metrics, e.trigger.size))
     metrics = {
         **kept.metrics,
-        EXCESS: excess,
-        CLEAN_SUCCESS: kept.attack_success - excess,  # so that the two still differ by the excess
-        _LOOKS: float(len(looks)),
-        "excess_spread": max(excesses) - min(excesses),
+        _LOOKS: count + 1,
+        _HIGHEST: max(highest, own),
+        _SPREAD: max(highest, own) - min(lowest, own),
     }
+    if EXCESS in kept.metrics:
+        found_it = kept is look and own >= config.unclear[1]
+        metrics[EXCESS] = own if found_it else ((count - 1) * before + own) / count
+        metrics[CLEAN_SUCCESS] = kept.attack_success - metrics[EXCESS]  # so that the two still differ by the excess
     return replace(kept, metrics=metrics)
 
 
