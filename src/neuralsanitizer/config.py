@@ -412,8 +412,7 @@ class VerdictConfig:
     """
     doubtful_looks: int = 3
     """How many such looks there are. The later ones are at the few labels that any look found unclear: a second one may
-    miss what the first one half saw. Chosen on the outcomes of single searches (see ``patience``): of a planted trigger
-    one of six ended at another patch."""
+    miss what the first one half saw. Chosen for its cost, not varied."""
     doubtful_share: float = 0.1
     """How few: at most this share of the labels, ..."""
     doubtful_least: int = 3
